@@ -1,0 +1,138 @@
+"""Questions made ready for the model in worker processes: prompt ids and picture tensors.
+
+Pictures are prepared as the original checkpoint does (``llava.mm_utils.process_images``).  A picture
+that cannot be read becomes an error of its sample; the other samples of its batch go on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.eval.errors import EvalError
+from llava.eval.samples import Sample
+from llava.mm_utils import process_images, tokenizer_image_token
+
+GREY = (127, 127, 127)  # what a blanked-out picture shows
+
+
+@dataclass
+class Prepared:
+    """One question ready for the model.
+
+    Attributes:
+        index: the sample's place in the run.
+        input_ids: (T,) prompt ids with IMAGE_TOKEN_INDEX where the picture goes.
+        image: (3, H, W), or (tiles, 3, H, W) for any-resolution pictures; None without a picture.
+        image_size: (width, height) of the picture as it was.
+        error: why the sample cannot be answered; None if it can.
+    """
+
+    index: int
+    input_ids: torch.Tensor
+    image: torch.Tensor | None = None
+    image_size: tuple[int, int] | None = None
+    error: str | None = None
+
+
+def build_prompt(question: str, conv_mode: str, has_image: bool = True) -> str:
+    """LLaVA's prompt: the picture's placeholder, the question, in the conversation's template."""
+    if conv_mode not in conv_templates:
+        raise EvalError(
+            f"unknown conversation {conv_mode!r}; choose one of {', '.join(sorted(conv_templates))}"
+        )
+    conversation = conv_templates[conv_mode].copy()
+    message = f"{DEFAULT_IMAGE_TOKEN}\n{question}" if has_image else question
+    conversation.append_message(conversation.roles[0], message)
+    conversation.append_message(conversation.roles[1], None)
+    return conversation.get_prompt()
+
+
+def load_picture(path: Path, blank: bool = False) -> Image.Image:
+    """The picture in RGB; with ``blank`` a uniform grey one of its size."""
+    with Image.open(path) as image:
+        if blank:
+            return Image.new("RGB", image.size, GREY)
+        return image.convert("RGB")
+
+
+class QuestionDataset(Dataset[Prepared]):
+    """Prepared questions by their place in the run."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        image_folder: str | Path,
+        tokenizer: Any,
+        image_processor: Any,
+        model_config: Any,
+        conv_mode: str,
+        image_aspect_ratio: str,
+        blank_picture: bool = False,
+    ) -> None:
+        self.samples = samples
+        self.image_folder = Path(image_folder)
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.model_config = copy.copy(model_config)
+        self.model_config.image_aspect_ratio = image_aspect_ratio
+        self.conv_mode = conv_mode
+        self.blank_picture = blank_picture
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Prepared:
+        sample = self.samples[index]
+        prompt = build_prompt(sample.prompt, self.conv_mode, sample.image is not None)
+        input_ids = tokenizer_image_token(
+            prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt"
+        )
+        prepared = Prepared(index, input_ids)
+        if sample.image is None:
+            return prepared
+        try:
+            picture = load_picture(self.image_folder / sample.image, self.blank_picture)
+            prepared.image_size = picture.size
+            prepared.image = process_images([picture], self.image_processor, self.model_config)[0]
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            # Pillow raises any of these on a broken file; the sample fails, the run goes on.
+            prepared.error = f"cannot read picture {sample.image}: {error}"
+        return prepared
+
+
+def batch_loader(
+    dataset: QuestionDataset, batches: Sequence[range], workers: int
+) -> DataLoader[list[Prepared]]:
+    """A loader that yields the given batches in order, as lists."""
+    return DataLoader(
+        dataset,
+        batch_sampler=[list(batch) for batch in batches],
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def left_pad(rows: Sequence[torch.Tensor], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts of unequal length as ids (B, T) and mask (B, T), padded on the left."""
+    longest = max(row.shape[0] for row in rows)
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, longest - row.shape[0] :] = row
+        mask[i, longest - row.shape[0] :] = 1
+    return ids, mask
