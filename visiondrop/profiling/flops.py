@@ -17,10 +17,10 @@ from typing import Any
 class ModelSize:
     """The sizes that a LLaVA-shaped model's cost depends on.
 
-    Vision tower: ``vision_layers`` blocks of ``vision_width`` over ``num_patches`` patches and, with
-    ``has_cls``, a CLS token; ``vision_layers_read`` of them produce the features that the projector
-    reads. The projector has two layers. The decoder is Llama-shaped: ``num_heads`` query heads,
-    ``num_kv_heads`` key and value heads, a gated MLP of three matrices.
+    Vision tower: ``vision_layers`` blocks of ``vision_width`` over ``num_patches`` patches and,
+    with ``has_cls``, a CLS token; ``vision_layers_read`` of them produce the features that the
+    projector reads. The projector has two layers. The decoder is Llama-shaped: ``num_heads`` query
+    heads, ``num_kv_heads`` key and value heads, a gated MLP of three matrices.
     """
 
     vision_layers: int
