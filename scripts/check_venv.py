@@ -71,7 +71,7 @@ def foreign_llava(root: Path = ROOT) -> str | None:
     spec = importlib.util.find_spec("llava")
     places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
     for place in filter(None, places):
-        if not Path(place).resolve().is_relative_to(root):
+        if not Path(place).resolve().is_relative_to(root / "llava"):
             return place
     return None
 
@@ -91,7 +91,8 @@ def why_not_ready(root: Path = ROOT) -> str | None:
     if broken := broken_distributions():
         return f"files are missing in {', '.join(broken)}"
     spec = importlib.util.find_spec("visiondrop")
-    if spec is None or not str(spec.origin).startswith(f"{root}{os.sep}"):
+    origin = Path(spec.origin).resolve() if spec and spec.origin else None
+    if origin is None or origin.parent != root / "visiondrop":
         return f"`import visiondrop` does not find {root / 'visiondrop'}"
     return None
 
