@@ -84,7 +84,10 @@ def load_pretrained_model(
     else:
         tokenizer, model, picture_folder = _load_original(folder, model_base, config, options)
     image_processor = load_image_processor(picture_folder, model.config)
-    model.config.image_aspect_ratio = getattr(model.config, "image_aspect_ratio", "pad")
+    if getattr(model.config, "image_aspect_ratio", None) is None:
+        # Hugging Face's layout does not say; the checkpoints that it holds were tuned so.
+        tiles = isinstance(model, LlavaNextForConditionalGeneration)
+        model.config.image_aspect_ratio = "anyres" if tiles else "pad"
     return tokenizer, model, image_processor, int(config.get("max_sequence_length") or 2048)
 
 

@@ -102,7 +102,8 @@ def read_weights(files: Iterable[Path]) -> State:
         try:
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt") as opened:
-                    shard = {key: opened.get_tensor(key) for key in opened.keys()}
+                    names = list(opened.keys())
+                    shard = {key: opened.get_tensor(key) for key in names}
             else:
                 shard = _read_bin(file)
         except Exception as error:
