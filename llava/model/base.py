@@ -31,6 +31,8 @@ _EXTRAS = ("non_lora_trainables.bin", "mm_projector.bin")
 class Parts:
     """Folders and files of one model.
 
+    text_settings: the config.json that says the language model's shape; the checkpoint's own, as in
+        LLaVA, not the base model's.
     tower_files: None where the tower's weights are inside the checkpoint.
     """
 
@@ -43,6 +45,7 @@ class Parts:
     tower_settings: dict[str, Any]
     tower_files: list[Path] | None
     picture_folder: Path
+    text_settings: dict[str, Any]
 
 
 def find_parts(folder: Path, model_base: str | None, config: dict[str, Any]) -> Parts:
@@ -82,6 +85,7 @@ def find_parts(folder: Path, model_base: str | None, config: dict[str, Any]) -> 
         tower_settings=read_json(tower_folder / "config.json"),
         tower_files=None if inside else weight_files(tower_folder),
         picture_folder=tower_folder,
+        text_settings=config,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -84,11 +84,36 @@ def load_pretrained_model(
     else:
         tokenizer, model, picture_folder = _load_original(folder, model_base, config, options)
     image_processor = load_image_processor(picture_folder, model.config)
-    if getattr(model.config, "image_aspect_ratio", None) is None:
-        # Hugging Face's layout does not say; the checkpoints that it holds were tuned so.
-        tiles = isinstance(model, LlavaNextForConditionalGeneration)
-        model.config.image_aspect_ratio = "anyres" if tiles else "pad"
+    _with_aspect_ratio(model.config)
     return tokenizer, model, image_processor, int(config.get("max_sequence_length") or 2048)
+
+
+def load_config(model_path: str, model_base: str | None = None) -> Any:
+    """The configuration that `load_pretrained_model`'s model has, without reading any weight.
+
+    `image_aspect_ratio` says how pictures are prepared. Raises what the loader raises for missing
+    files and another architecture.
+    """
+    folder = local_folder(model_path)
+    config = read_json(folder / "config.json")
+    if layout_of(config, folder) == "stock":
+        weight_files(folder)
+        return _with_aspect_ratio(AutoConfig.from_pretrained(folder))
+    parts = base.find_parts(folder, model_base, config)
+    return _with_aspect_ratio(_stock_config(parts))
+
+
+def _stock_config(parts: base.Parts) -> Any:
+    settings = parts.text_settings
+    tower = vision_config(parts.tower_settings, parts.tower)
+    return to_stock_config(settings, text_config(settings), tower)
+
+
+def _with_aspect_ratio(config: Any) -> Any:
+    """Hugging Face's layout does not say how pictures are prepared: as the models were tuned."""
+    if getattr(config, "image_aspect_ratio", None) is None:
+        config.image_aspect_ratio = "anyres" if config.model_type == "llava_next" else "pad"
+    return config
 
 
 def _quantization(load_8bit: bool, load_4bit: bool) -> BitsAndBytesConfig | None:
@@ -150,8 +175,8 @@ def _load_original(
 ) -> tuple[Any, Any, Path]:
     parts = base.find_parts(folder, model_base, config)
     tokenizer = load_tokenizer(parts.tokenizer_folder)
-    text = text_config(config)
-    stock_config = to_stock_config(config, text, vision_config(parts.tower_settings, parts.tower))
+    stock_config = _stock_config(parts)
+    text = stock_config.text_config
     kind: Any = LlavaForConditionalGeneration
     if is_next(config):
         kind = LlavaNextForConditionalGeneration
