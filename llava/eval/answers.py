@@ -11,6 +11,7 @@ file, which replaces ``answers.jsonl`` in one step; the settings lie beside it i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -153,15 +154,11 @@ class AnswerStore:
     def _drop_after(self, end: int) -> None:
         """Cut off what a failed write may have left; a later resume would drop it as well."""
         assert self._stream is not None
-        try:
+        with contextlib.suppress(OSError):  # closing flushes, and that is what failed
             self._stream.close()
-        except OSError:
-            pass  # the buffer could not be flushed, which is why we are here
         self._stream = None
-        try:
+        with contextlib.suppress(OSError):
             os.truncate(self.partial, end)
-        except OSError:
-            pass
 
     def finish(self) -> list[Row]:
         """Put the complete answers in place, in order, in one step; returns the rows."""

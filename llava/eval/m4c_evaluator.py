@@ -28,7 +28,7 @@ PUNCTUATION = (
 
 # The metric's table of contractions has one line per way of leaving out exactly one apostrophe
 # ("couldnt've" and "couldn'tve" for "couldn't've"), so the words alone define it.
-CONTRACTED_WORDS = """
+CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
 haven't he'd he'd've he's how'd how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am mightn't
 mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've
@@ -38,12 +38,12 @@ there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've were
 what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're
 why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
 you've
-""".split()
+"""
 
 
 def _contractions() -> dict[str, str]:
     table = {}
-    for word in CONTRACTED_WORDS:
+    for word in CONTRACTED.split():
         for match in re.finditer("'", word):
             table[word[: match.start()] + word[match.end() :]] = word
     table["somebody'd"] = "somebodyd"  # the one line of the official table that goes the other way

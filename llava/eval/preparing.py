@@ -1,7 +1,7 @@
 """Questions made ready for the model in worker processes: prompt ids and picture tensors.
 
-Pictures are prepared as the original checkpoint does (``llava.mm_utils.process_images``).  A picture
-that cannot be read becomes an error of its sample; the other samples of its batch go on.
+Pictures are prepared as the original checkpoint does (``llava.mm_utils.process_images``).  One that
+cannot be read becomes an error of its sample; the other samples of its batch go on.
 """
 
 from __future__ import annotations

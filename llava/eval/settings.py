@@ -94,7 +94,7 @@ class RunSettings:
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """"batch_size: 8 there, 16 here; ..." over the settings that differ."""
+    """ "batch_size: 8 there, 16 here; ..." over the settings that differ."""
     parts = []
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):

@@ -1,0 +1,21 @@
+"""Benchmarks by name.  A benchmark is one small file here, and one line in the registry."""
+
+from __future__ import annotations
+
+from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores
+from llava.eval.benchmarks.textvqa import TextVQA
+from llava.eval.errors import EvalError
+
+BENCHMARKS: dict[str, type[Benchmark]] = {
+    "textvqa": TextVQA,
+}
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name; EvalError lists the known ones."""
+    if name not in BENCHMARKS:
+        raise EvalError(f"unknown benchmark {name!r}; known are {', '.join(sorted(BENCHMARKS))}")
+    return BENCHMARKS[name]()
+
+
+__all__ = ["BENCHMARKS", "Benchmark", "BenchmarkFiles", "Scores", "get_benchmark"]

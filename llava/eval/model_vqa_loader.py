@@ -1,0 +1,104 @@
+"""Answer a question file: LLaVA's command, with a method and in batches.
+
+    python -m llava.eval.model_vqa_loader --model-path liuhaotian/llava-v1.5-7b \\
+        --question-file llava_textvqa_val_v051_ocr.jsonl --image-folder train_images \\
+        --answers-file answers.jsonl --method visiondrop --tokens 64 --batch-size 16
+
+Killed at any moment, the same command goes on where it stopped.  Exit status: 0 all answered, 2 bad
+input (nothing is lost), 3 some samples could not be answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from llava.eval.answering import answer_questions
+from llava.eval.answers import AnswerStore
+from llava.eval.cli import (
+    add_answer_flags,
+    add_model_flags,
+    add_released_flags,
+    default_workers,
+    model_choice,
+    parse_limit,
+    run_settings,
+)
+from llava.eval.errors import EXIT_FAILED_SAMPLES, EXIT_OK, run_main
+from llava.eval.loading import load_model, read_config
+from llava.eval.planning import geometry_of_config, plan_one
+from llava.eval.preparing import QuestionDataset, build_prompt
+from llava.eval.samples import SHOWN, batches_of, check_images, chunk_of_batches, read_questions
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description="Answer a question file.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--question-file", required=True, help="jsonl: question_id, image, text")
+    p.add_argument("--image-folder", required=True)
+    p.add_argument("--answers-file", required=True)
+    p.add_argument("--num-chunks", type=int, default=1, help="split the questions into so many")
+    p.add_argument("--chunk-idx", type=int, default=0, help="and answer this part, from 0")
+    p.add_argument("--limit", type=parse_limit, default=None, help="the first N questions")
+    p.add_argument("--overwrite", action="store_true", help="throw away another run's answers")
+    p.add_argument("--method", help="full, visiondrop, random, uniform, ...")
+    p.add_argument("--tokens", type=int, help="visual tokens, mean over decoder layers")
+    p.add_argument("--method-arg", action="append", metavar="NAME=VALUE", help="repeatable")
+    p.add_argument("--seed", type=int, default=0, help="of sampling and of seeded methods")
+    add_model_flags(p)
+    add_answer_flags(p)
+    add_released_flags(p)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    everything = read_questions(args.question_file, args.limit)
+    batches = batches_of(len(everything), args.batch_size)
+    chunk = chunk_of_batches(len(batches), args.num_chunks, args.chunk_idx)
+    samples = [everything[i] for k in chunk for i in batches[k]]
+    check_images(samples, args.image_folder)
+    build_prompt("", args.conv_mode)
+    choice = model_choice(args)
+    config = read_config(choice)
+    run = plan_one(args, geometry_of_config(config))
+    settings = run_settings(
+        args, choice, config, args.question_file, run.method.to_dict(), args.seed
+    )
+    with AnswerStore(args.answers_file, settings, samples, overwrite=args.overwrite) as store:
+        if store.todo:
+            loaded = load_model(choice)
+            dataset = QuestionDataset(
+                samples,
+                args.image_folder,
+                loaded.tokenizer,
+                loaded.image_processor,
+                loaded.model.config,
+                settings.conv_mode,
+                settings.image_aspect_ratio,
+                settings.blank_picture,
+            )
+            workers = default_workers(settings.device) if args.workers is None else args.workers
+            answer_questions(loaded, run.method, store, dataset, workers=workers, label=run.cell)
+        rows = store.finish()
+    failed = [row for row in rows if "error" in row["metadata"]]
+    print(f"{len(rows)} answers in {Path(args.answers_file)} ({store.computed} computed now)")
+    for row in failed[:SHOWN]:
+        print(
+            f"failed: question_id {row['question_id']!r}: {row['metadata']['error']}",
+            file=sys.stderr,
+        )
+    if failed:
+        print(
+            f"{len(failed)} of {len(rows)} samples failed; mend the pictures and run the same "
+            "command again to answer them",
+            file=sys.stderr,
+        )
+    return EXIT_FAILED_SAMPLES if failed else EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,190 @@
+"""Answer and score a benchmark with several methods, and print one table.
+
+    python -m llava.eval.run_benchmark textvqa --methods full,visiondrop,random --tokens 64
+
+``scripts/eval/<benchmark>.sh`` sets everything up and calls this.  Every flag can also be given as
+an environment variable (MODEL, DATA, METHODS, TOKENS, LIMIT, OUT, NPROC, SEEDS, BATCH, DTYPE).
+Results: ``$OUT/<benchmark>/<method>-<tokens>/result.json`` beside the answers, and a table.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from llava.eval.answers import write_atomically
+from llava.eval.benchmarks import BENCHMARKS, Benchmark, get_benchmark
+from llava.eval.cli import (
+    add_answer_flags,
+    add_model_flags,
+    add_released_flags,
+    env,
+    model_choice,
+    parse_limit,
+    parse_method_args,
+)
+from llava.eval.errors import EXIT_FAILED_SAMPLES, EXIT_OK, EvalError, run_main
+from llava.eval.loading import read_config
+from llava.eval.planning import (
+    PlannedRun,
+    geometry_of_config,
+    plan_one,
+    plan_runs,
+    uses_released_flags,
+)
+from llava.eval.preparing import build_prompt
+from llava.eval.running import Job, answer_part, check_runs, run_all
+from llava.eval.samples import check_images, read_questions
+from llava.eval.table import markdown_table, print_table
+
+POCKET = "checkpoints/pocket-llava"
+METHODS = "full,visiondrop,random,uniform"
+# The bundled data is answered in part by default, so that a first try takes minutes on a CPU.
+POCKET_LIMIT = 300
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description="Answer and score a benchmark; print one table.")
+    p.add_argument("benchmark", choices=sorted(BENCHMARKS))
+    p.add_argument("--data", default=env("DATA"), help="folder of the benchmark's files")
+    p.add_argument(
+        "--methods",
+        "--method",
+        default=env("METHODS", env("METHOD")),
+        help=f"comma list, or all (default {METHODS})",
+    )
+    p.add_argument(
+        "--tokens",
+        default=env("TOKENS"),
+        help="visual tokens, mean over decoder layers; comma list (default 64)",
+    )
+    p.add_argument("--seeds", default=env("SEEDS", "0"), help="of seeded methods; comma list")
+    p.add_argument("--method-arg", action="append", metavar="NAME=VALUE", help="repeatable")
+    p.add_argument("--limit", default=env("LIMIT"), help="the first N questions, or all")
+    p.add_argument("--out", default=env("OUT", "outputs"))
+    p.add_argument(
+        "--nproc",
+        type=int,
+        default=env("NPROC", None, int),
+        help="processes; all visible GPUs by default",
+    )
+    p.add_argument("--overwrite", action="store_true", help="throw away another run's answers")
+    p.add_argument("--part", help=argparse.SUPPRESS)  # this is one of several processes
+    add_model_flags(p, default_model=POCKET)
+    add_answer_flags(p)
+    add_released_flags(p)
+    return p
+
+
+def parse_numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise EvalError(f"{name} must be whole numbers with commas between, got {text!r}") from None
+
+
+def default_limit(args: argparse.Namespace, benchmark: Benchmark) -> int | None:
+    """All questions of real data, the first few of the bundled data."""
+    if args.limit is not None:
+        return parse_limit(args.limit)
+    return POCKET_LIMIT if args.data in (None, benchmark.default_data) else None
+
+
+def plan(args: argparse.Namespace, config: Any) -> list[PlannedRun]:
+    geometry = geometry_of_config(config)
+    seeds = parse_numbers("SEEDS", args.seeds) or [0]
+    args.seed = seeds[0]
+    if uses_released_flags(args):
+        methods, args.method = args.methods, None
+        tokens, args.tokens = args.tokens, None
+        one = plan_one(args, geometry)
+        names = [n for n in (methods or "full").split(",") if n != one.method.name]
+        budgets = parse_numbers("TOKENS", tokens) if tokens else [one.tokens]
+        others = plan_runs(names, budgets, seeds, geometry)
+        return [*others, one]
+    names = [name.strip() for name in (args.methods or METHODS).split(",") if name.strip()]
+    budgets = parse_numbers("TOKENS", args.tokens or "64")
+    return plan_runs(names, budgets, seeds, geometry, parse_method_args(args.method_arg))
+
+
+def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun]]:
+    """Check everything that can be checked before any compute."""
+    benchmark = get_benchmark(args.benchmark)
+    files = benchmark.files(args.data or benchmark.default_data)
+    everything = read_questions(files.questions)
+    limit = default_limit(args, benchmark)
+    if limit is not None and limit < 1:
+        raise EvalError(f"limit must be at least 1, got {limit}; use LIMIT=all for all questions")
+    samples = everything[:limit]
+    check_images(samples, files.images)
+    benchmark.check(samples, files)
+    build_prompt("", args.conv_mode)
+    choice = model_choice(args)
+    config = read_config(choice)
+    runs = plan(args, config)
+    processes = args.nproc or max(1, torch.cuda.device_count())
+    job = Job(
+        args, benchmark, files, samples, choice, config, Path(args.out) / benchmark.name, processes
+    )
+    args.of = len(everything)
+    return job, runs
+
+
+def announce(job: Job, runs: list[PlannedRun], console: Console) -> None:
+    args, n = job.args, len(job.samples)
+    some = "" if n == args.of else f" (the first of {args.of}; LIMIT=all answers them all)"
+    lines = {
+        "benchmark": job.benchmark.title,
+        "model": f"{job.choice.path}, {job.choice.dtype_name} on {job.choice.device_name}, "
+        f"{job.choice.attn_implementation}, batch {args.batch_size}",
+        "data": f"{job.files.questions.parent}, {n} questions{some}",
+        "methods": ", ".join(dict.fromkeys(run.cell for run in runs))
+        + (" (picture blanked out)" if args.blank_picture else ""),
+        "results": f"{job.out}/",
+    }
+    if job.processes > 1:
+        lines["processes"] = str(job.processes)
+    for name, text in lines.items():
+        console.print(f"{name:<10} {text}", highlight=False, soft_wrap=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser().parse_args(argv)
+    args.argv = argv
+    job, runs = prepare(args)
+    if args.part:
+        answer_part(job, runs, args.part)
+        return EXIT_OK
+    console = Console()
+    announce(job, runs, console)
+    check_runs(job, runs)
+    args.overwrite = False
+    results = run_all(job, runs)
+    title = f"{job.benchmark.title}, {job.choice.name}"
+    console.print()
+    print_table(title, results, console)
+    table = job.out / "table.md"
+    write_atomically(table, markdown_table(title, results))
+    console.print(f"the same in Markdown: {table}", highlight=False, soft_wrap=True)
+    if args.wandb:
+        from llava.eval.wandb_log import log_runs
+
+        log_runs(job, runs, console)
+    failed = sum(result["failed"] for result in results)
+    if failed:
+        print(
+            f"{failed} samples could not be answered; mend their pictures and run the same "
+            "command again to answer them",
+            file=sys.stderr,
+        )
+    return EXIT_FAILED_SAMPLES if failed else EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
