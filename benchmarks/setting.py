@@ -1,0 +1,101 @@
+"""What a benchmark runs on: a model with random weights, a prompt, and the machine."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from visiondrop.adapters import geometry_of
+
+# vision layers, vision width, decoder layers, decoder width, decoder MLP width, heads, vocabulary
+GEOMETRIES = {
+    "tiny": (3, 32, 4, 32, 64, 2, 64),
+    "pocket": (6, 128, 16, 192, 512, 4, 1024),
+    "medium": (12, 512, 16, 1024, 2816, 16, 8192),
+    "llava-1.5-7b": (24, 1024, 32, 4096, 11008, 32, 32064),
+}
+
+
+def random_model(
+    geometry: str, dtype: torch.dtype, device: str
+) -> tuple[LlavaForConditionalGeneration, str]:
+    """A LLaVA of a geometry with random weights, and its description."""
+    vision_layers, vision_width, layers, width, mlp_width, heads, vocabulary = GEOMETRIES[geometry]
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            num_hidden_layers=vision_layers,
+            hidden_size=vision_width,
+            intermediate_size=4 * vision_width,
+            num_attention_heads=max(1, vision_width // 64),
+            image_size=336,
+            patch_size=14,
+        ),
+        text_config=LlamaConfig(
+            num_hidden_layers=layers,
+            hidden_size=width,
+            intermediate_size=mlp_width,
+            num_attention_heads=heads,
+            vocab_size=vocabulary,
+        ),
+        image_token_index=vocabulary - 1,
+    )
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = LlavaForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(default)
+    return model.eval(), f"random weights, geometry {geometry}"
+
+
+def prompt(model: Any, text_tokens: int) -> dict[str, torch.Tensor]:
+    """One picture of noise within `text_tokens` other tokens, half of them before it."""
+    geometry = geometry_of(model)
+    device, image_id = model.device, model.config.image_token_id
+    side = model.config.vision_config.image_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.full((1, text_tokens + geometry.num_patches), image_id)
+    before = text_tokens // 2
+    is_text = torch.ones_like(ids, dtype=torch.bool)
+    is_text[:, before : before + geometry.num_patches] = False
+    ids[is_text] = torch.randint(
+        3, image_id if image_id > 3 else 32, (text_tokens,), generator=generator
+    )
+    pixels = torch.randn(1, 3, side, side, generator=generator).to(device, model.dtype)
+    return {
+        "input_ids": ids.to(device),
+        "attention_mask": torch.ones_like(ids).to(device),
+        "pixel_values": pixels,
+    }
+
+
+def machine(model: Any) -> dict[str, Any]:
+    """What the times depend on."""
+    device = model.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.config._attn_implementation,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "system": platform.platform(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
