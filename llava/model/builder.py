@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -30,7 +30,7 @@ from llava.model.llava_model import (
     LlavaNextForConditionalGeneration,
 )
 from llava.model.pictures import load_image_processor
-from llava.model.tokenizer import load_tokenizer
+from llava.model.tokenizer import load_stock_tokenizer, load_tokenizer
 
 
 def load_pretrained_model(
@@ -158,7 +158,7 @@ def _load_stock(folder: Path, config: dict[str, Any], options: dict[str, Any]) -
     weight_files(folder)
     plain = "LlavaForConditionalGeneration" in config["architectures"]
     kind: Any = LlavaForConditionalGeneration if plain else LlavaNextForConditionalGeneration
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_stock_tokenizer(folder)
     model, info = kind.from_pretrained(folder, **options)
     problems = {
         name: sorted(str(key) for key in info.get(f"{name}_keys", ()) if not is_skipped(str(key)))
