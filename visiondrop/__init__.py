@@ -1,0 +1,31 @@
+"""VisionDrop and other training-free methods of visual-token reduction on stock transformers models.
+
+from visiondrop import VisionDrop
+
+method = VisionDrop.from_average(64, num_layers=32)
+with method(model) as trace:
+    model.generate(...)
+"""
+
+from visiondrop.adapters import Geometry, geometry_of
+from visiondrop.merging import Reduction
+from visiondrop.methods import METHODS, Full, Random, Uniform, VisionDrop, build_method
+from visiondrop.reducer import Composed, Reducer
+from visiondrop.trace import Trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "Composed",
+    "Full",
+    "Geometry",
+    "Random",
+    "Reducer",
+    "Reduction",
+    "Trace",
+    "Uniform",
+    "VisionDrop",
+    "build_method",
+    "geometry_of",
+]

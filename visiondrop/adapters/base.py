@@ -1,0 +1,154 @@
+"""Where the parts of a model family are: the only thing that differs between families.
+
+An adapter names the tower, the projector and the decoder of a stock transformers class. It holds no
+state and changes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["Adapter", "Geometry", "TowerOutput", "layers_to_run", "run_vit"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes that budgets depend on.
+
+    Attributes:
+        num_layers: decoder layers.
+        num_patches: patches of one picture (576 for LLaVA-1.5).
+        has_cls: whether the vision tower has a CLS token.
+        grid: (rows, columns) of patches.
+        cls_in_prompt: whether the unpruned model feeds CLS to the decoder too.
+    """
+
+    num_layers: int
+    num_patches: int
+    has_cls: bool
+    grid: tuple[int, int]
+    cls_in_prompt: bool = False
+
+
+@dataclass
+class TowerOutput:
+    """What the vision tower gives for B pictures.
+
+    Attributes:
+        features: [B, T, D], the hidden states that the projector reads, CLS first where there is one.
+        query, key: [B, H, T, d], projections of the layer that made them, with bias, unscaled.
+        scale: 1 / sqrt(d).
+    """
+
+    features: Tensor
+    query: Tensor
+    key: Tensor
+    scale: float
+
+
+class Adapter(ABC):
+    """One model family."""
+
+    families: tuple[str, ...] = ()
+    """Class names in transformers; subclasses of these classes count too."""
+
+    @abstractmethod
+    def geometry(self, config: Any) -> Geometry:
+        """Sizes from the model's configuration."""
+
+    @abstractmethod
+    def base(self, model: nn.Module) -> nn.Module:
+        """The module with `get_image_features`, whose forward scatters features into the prompt."""
+
+    @abstractmethod
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The decoder without its head, with `layers` and `rotary_emb`."""
+
+    @abstractmethod
+    def encode(self, model: nn.Module, pixel_values: Tensor, **kwargs: Any) -> TowerOutput:
+        """Run the vision tower up to the layer that is read."""
+
+    @abstractmethod
+    def project(self, model: nn.Module, features: Tensor) -> Tensor:
+        """Vision features [..., D] to decoder embeddings [..., D']."""
+
+    def image_token_id(self, config: Any) -> int:
+        """The placeholder in `input_ids` for one visual token."""
+        return int(config.image_token_id)
+
+    def attention_inputs(
+        self, layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, *, visual: int
+    ) -> tuple[Tensor, Tensor]:
+        """Queries of the last `visual` tokens and keys of all, after the layer's norm and RoPE.
+
+        Args:
+            hidden: [G, N, D], what the layer is about to read; cos, sin: [G, N, d].
+
+        Returns: query [G, H, visual, d], key [G, H_kv, N, d].
+        """
+        attention: Any = layer.self_attn
+        normed = layer.input_layernorm(hidden)  # type: ignore[operator]
+        size = attention.head_dim
+        heads = lambda x: x.view(*x.shape[:2], -1, size).transpose(1, 2)  # noqa: E731
+        query = heads(attention.q_proj(normed[:, -visual:]))
+        key = heads(attention.k_proj(normed))
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+        # The function turns a pair at equal positions; queries and keys differ in number here.
+        query, _ = rotate(query, query, cos[:, -visual:], sin[:, -visual:])
+        key, _ = rotate(key, key, cos, sin)
+        return query, key
+
+    def scaling(self, layer: nn.Module) -> float:
+        """1 / sqrt(d) of a decoder layer's attention."""
+        return float(layer.self_attn.scaling)  # type: ignore[union-attr,arg-type]
+
+
+def capture_projection(module: nn.Module, store: dict[str, Tensor], name: str) -> Any:
+    """Keep the next output of a linear layer in `store[name]`; returns the hook's handle."""
+
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        store[name] = output
+
+    return module.register_forward_hook(hook)
+
+
+def run_vit(tower: Any, pixel_values: Tensor, num_layers: int) -> TowerOutput:
+    """Run the first `num_layers` layers of a CLIP or SigLIP tower, keeping the last one's q and k.
+
+    Layers above are not run: LLaVA reads hidden state -2, so its tower's last layer is never needed.
+    """
+    hidden = tower.embeddings(pixel_values)
+    if hasattr(tower, "pre_layrnorm"):
+        hidden = tower.pre_layrnorm(hidden)
+    layers = tower.encoder.layers[:num_layers]
+    attention = layers[-1].self_attn
+    store: dict[str, Tensor] = {}
+    for layer in layers[:-1]:
+        hidden = layer(hidden, attention_mask=None)
+    handles = [
+        capture_projection(attention.q_proj, store, "query"),
+        capture_projection(attention.k_proj, store, "key"),
+    ]
+    try:
+        hidden = layers[-1](hidden, attention_mask=None)
+    finally:
+        for handle in handles:
+            handle.remove()
+    shape = (*hidden.shape[:2], attention.num_heads, attention.head_dim)
+    query, key = (store[name].view(shape).transpose(1, 2) for name in ("query", "key"))
+    return TowerOutput(hidden, query, key, float(attention.scale))
+
+
+def layers_to_run(index: int, depth: int) -> int:
+    """How many tower layers make hidden state `index` of `depth` + 1 (0 is the embeddings)."""
+    run = index if index >= 0 else depth + 1 + index
+    if not 1 <= run <= depth:
+        raise ValueError(
+            f"vision_feature_layer={index} reads no layer's output of a tower with {depth} layers"
+        )
+    return run

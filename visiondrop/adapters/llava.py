@@ -1,0 +1,62 @@
+"""LLaVA-1.5: CLIP (or SigLIP) tower, two-layer projector, any Llama-like decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from visiondrop.adapters.base import Adapter, Geometry, TowerOutput, layers_to_run, run_vit
+
+
+class LlavaAdapter(Adapter):
+    """`transformers.LlavaForConditionalGeneration` and its subclasses."""
+
+    families = ("LlavaForConditionalGeneration",)
+
+    def geometry(self, config: Any) -> Geometry:
+        """Sizes from a `LlavaConfig`."""
+        vision = config.vision_config
+        side = vision.image_size // vision.patch_size
+        has_cls = "clip" in vision.model_type
+        return Geometry(
+            num_layers=config.text_config.num_hidden_layers,
+            num_patches=side * side,
+            has_cls=has_cls,
+            grid=(side, side),
+            cls_in_prompt=has_cls and config.vision_feature_select_strategy == "full",
+        )
+
+    def base(self, model: nn.Module) -> Any:
+        """`LlavaModel`."""
+        return model.model
+
+    def decoder(self, model: nn.Module) -> Any:
+        """The language model without its head."""
+        return self.base(model).language_model
+
+    def encode(
+        self,
+        model: nn.Module,
+        pixel_values: Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        **kwargs: Any,
+    ) -> TowerOutput:
+        """Run the tower up to `vision_feature_layer` (default: the configuration's)."""
+        config: Any = model.config
+        index = (
+            config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        )
+        if not isinstance(index, int):
+            raise ValueError(
+                f"vision_feature_layer={index!r}: features put together from several tower layers have "
+                "no single attention to be judged by; use one layer, such as -2"
+            )
+        tower = self.base(model).vision_tower
+        return run_vit(
+            tower, pixel_values, layers_to_run(index, config.vision_config.num_hidden_layers)
+        )
+
+    def project(self, model: nn.Module, features: Tensor) -> Tensor:
+        """The multi-modal projector."""
+        return self.base(model).multi_modal_projector(features)

@@ -1,0 +1,501 @@
+"""The modified LlamaModel forward: a decoder cut into blocks that hold ever fewer visual tokens.
+
+Hooks on one model object carry a method through stock `forward` and `generate`:
+
+1. `get_image_features` of the base model is replaced on the instance by `encode_pictures`.
+2. A pre-hook on the base model notes where the placeholders are.
+3. A pre-hook on the decoder re-packs the prompt without the dropped rows (prefill), or extends every
+   block's mask and positions by the new tokens (decode).
+4. A pre-hook on each decoder layer runs the stages and hands each block its own mask and positions.
+
+Whatever outlives a forward is on the KV cache (`visiondrop.cache`).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from visiondrop.adapters.base import Adapter, Geometry
+from visiondrop.cache import CacheBlock, is_pruned, make_pruned
+from visiondrop.encoder import Picture, encode_pictures, picture_of, whole_picture
+from visiondrop.layout import Row, Segment, pack, padding_mask
+from visiondrop.reducer import Reducer
+from visiondrop.stages import run_stage
+from visiondrop.trace import SampleTrace, StageTrace, Trace
+
+__all__ = ["Mechanism"]
+
+
+@dataclass
+class Block:
+    """What the layers between two stages are handed."""
+
+    first_layer: int
+    mask: Tensor | None
+    positions: Tensor
+    cos_sin: tuple[Tensor, Tensor]
+
+
+@dataclass
+class Run:
+    """One forward pass."""
+
+    prefill: bool
+    cache: Any
+    rows: list[Row] = field(default_factory=list)
+    visual: list[list[int]] = field(default_factory=list)
+    lengths: list[list[int]] = field(default_factory=list)
+    stages: list[list[StageTrace]] = field(default_factory=list)
+    padding: list[Tensor | None] = field(default_factory=list)
+    places: Tensor | None = None
+    blocks: list[Block] = field(default_factory=list)
+    columns: int = 0
+    real: list[int] = field(default_factory=list)
+    new_mask: Tensor | None = None
+
+
+class Mechanism:
+    """One application of one method to one model; `attach` sets the hooks, `detach` removes them."""
+
+    def __init__(
+        self, model: Any, adapter: Adapter, geometry: Geometry, method: Reducer, trace: Trace
+    ):
+        self.model, self.adapter, self.geometry = model, adapter, geometry
+        self.method, self.trace = method, trace
+        self.base: Any = adapter.base(model)
+        self.decoder: Any = adapter.decoder(model)
+        self.stage_layers = set(method.llm_layers())
+        self.original = method.positions == "original"
+        self.handles: list[Any] = []
+        self.pending: list[Picture] | None = None
+        self.input_ids: Tensor | None = None
+        self.uncached: tuple[Tensor, int] | None = None
+        self.run: Run | None = None
+
+    # ------------------------------------------------------------------ hooks on and off
+
+    def attach(self) -> None:
+        """Set all hooks."""
+        self.saved = self.base.__dict__.get("get_image_features")
+        stock = self.base.get_image_features
+
+        @functools.wraps(stock)
+        def get_image_features(pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+            kwargs.pop("return_dict", None)
+            kept = {k: v for k, v in kwargs.items() if k == "vision_feature_layer"}
+            features = encode_pictures(
+                self.model,
+                self.adapter,
+                self.geometry,
+                self.method,
+                self.trace,
+                pixel_values,
+                **kept,
+            )
+            self.note_pictures(features)
+            return BaseModelOutputWithPooling(pooler_output=features)  # type: ignore[arg-type]
+
+        self.base.get_image_features = get_image_features
+        hooked = [
+            self.model.register_forward_pre_hook(self.before_model, with_kwargs=True),
+            self.base.register_forward_pre_hook(self.before_base, with_kwargs=True),
+            self.decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True),
+            self.decoder.register_forward_hook(self.after_decoder, always_call=True),
+        ]
+        for index, layer in enumerate(self.decoder.layers):
+            hook = functools.partial(self.before_layer, index)
+            hooked.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        self.handles = hooked
+
+    def detach(self) -> None:
+        """Remove all hooks; the model is as before."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+        if self.saved is not None:
+            self.base.get_image_features = self.saved
+        else:
+            self.base.__dict__.pop("get_image_features", None)
+        self.run = self.pending = self.input_ids = None
+
+    def note_pictures(self, features: Any) -> None:
+        """Remember what the feature rows of the prompt to come mean."""
+        pictures = []
+        for rows in features:
+            picture = picture_of(rows)
+            if picture is None:
+                if self.method.before_llm:
+                    raise ValueError(
+                        f"{self.method.name!r} reduces at the vision encoder but was handed features that "
+                        "were encoded elsewhere (mm_encoder_outputs from outside the `with` block, or "
+                        "prefill_chunk_size); give pixel_values and leave prefill_chunk_size unset"
+                    )
+                picture = whole_picture(rows.shape[0], self.geometry, rows.device)
+            pictures.append(picture)
+        self.pending = pictures
+
+    # ------------------------------------------------------------------ before the decoder
+
+    def before_model(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Refuse what a shortened sequence cannot answer."""
+        if kwargs.get("labels") is not None:
+            raise ValueError(
+                "labels were given, but dropped tokens have no logits to compare them with; "
+                "train or score losses outside the `with` block"
+            )
+
+    def before_base(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Note the prompt's ids and, where they were encoded before, its pictures."""
+        self.input_ids = kwargs.get("input_ids", args[0] if args else None)
+        self.pending = None
+        encoded = kwargs.get("mm_encoder_outputs") or {}
+        if encoded.get("image") is not None:
+            if self.input_ids is None:
+                raise ValueError(
+                    "pictures with inputs_embeds: give input_ids, so that their place is known"
+                )
+            self.note_pictures(encoded["image"].pooler_output)
+
+    def before_decoder(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Re-pack the prompt, or go on with a re-packed one."""
+        cache = kwargs.get("past_key_values")
+        pictures, self.pending = self.pending, None
+        if is_pruned(cache):
+            if pictures:
+                raise ValueError(
+                    "a further picture after a reduced prompt: start again with all pictures in one prompt, "
+                    "without past_key_values"
+                )
+            return args, self.go_on(cache, kwargs)
+        if not pictures:
+            self.run = None
+            return None
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError(
+                "a picture after tokens that were cached without this method: start again without "
+                "past_key_values"
+            )
+        return args, self.prefill(pictures, cache, kwargs)
+
+    def prefill(
+        self, pictures: list[Picture], cache: Any, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Replace embeddings, mask and positions by those without the dropped rows."""
+        embeds: Tensor = kwargs["inputs_embeds"]
+        assert self.input_ids is not None
+        use_cache = kwargs.get("use_cache")
+        if use_cache is None:
+            use_cache = getattr(self.decoder.config, "use_cache", True)
+        if cache is None and use_cache:
+            cache = DynamicCache(config=self.decoder.config)
+        if cache is not None:
+            cache = make_pruned(cache)
+            cache.armed = True
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.dim() != 2:
+            raise ValueError(
+                f"attention_mask has {mask.dim()} dimensions; a reduced prompt needs the 2-dimensional "
+                "mask of padding, [batch, length]"
+            )
+        device = embeds.device
+        ids = self.input_ids.cpu().numpy()
+        visual = ids == self.adapter.image_token_id(self.model.config)
+        real = np.ones_like(visual) if mask is None else mask.cpu().numpy().astype(bool)
+
+        run = Run(True, cache, columns=ids.shape[1], real=real.sum(1).tolist())
+        index, places, pool, pool_places = repack(visual, real, pictures, embeds, run.rows)
+        run.stages = [
+            [s for s in (stage_record(p, i) for i, p in enumerate(own)) if s is not None]
+            for own in split_pictures(visual, pictures)
+        ]
+        packed = pack(pool, index)
+        run.places = pack(pool_places, places) if self.original else None
+        run.padding.append(padding_mask(run.rows, device))
+        run.visual.append([row.visual for row in run.rows])
+        run.lengths.append([row.length for row in run.rows])
+        self.run = run
+
+        kwargs = dict(kwargs, past_key_values=cache, inputs_embeds=packed, use_cache=use_cache)
+        padding = run.padding[0]
+        if padding is None and cache is None and self.original:
+            # Gaps in the positions, no mask and no cache would be taken for packed sequences.
+            padding = torch.ones(packed.shape[:2], dtype=torch.bool, device=device)
+        kwargs["attention_mask"] = padding
+        kwargs["position_ids"] = self.positions(run)
+        return kwargs
+
+    def positions(self, run: Run) -> Tensor:
+        """[B, S] positions of the present packing."""
+        if run.places is not None:
+            return run.places
+        padding, lengths = run.padding[-1], run.lengths[-1]
+        width = max(lengths)
+        device = self.decoder.embed_tokens.weight.device
+        if padding is None:
+            return torch.arange(width, device=device).expand(len(lengths), -1)
+        return (padding.long().cumsum(1) - 1).clamp(min=0)
+
+    def go_on(self, cache: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Extend every block by the new tokens and prepare its mask and positions."""
+        embeds: Tensor = kwargs["inputs_embeds"]
+        batch, new = embeds.shape[:2]
+        new_mask = None
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.dim() == 2 and new > 1:
+            tail = mask[:, -new:].bool()
+            new_mask = None if bool(tail.all()) else tail
+        steps = torch.arange(new, device=embeds.device).expand(batch, -1)
+        if new_mask is not None:
+            steps = (new_mask.long().cumsum(1) - 1).clamp(min=0)
+        cache.armed = True
+        run = Run(False, cache, columns=new, new_mask=new_mask)
+        shared: Block | None = None
+        for held in cache.blocks:
+            first = cache.logical_count if self.original else held.count
+            positions = first.to(embeds.device)[:, None] + steps
+            held.extend(new_mask, new)
+            attention = self.make_mask(embeds, held.mask, cache, held.first_layer)
+            if self.original and shared is not None:
+                cos_sin = shared.cos_sin
+            else:
+                cos_sin = self.decoder.rotary_emb(embeds, position_ids=positions)
+            shared = Block(held.first_layer, attention, positions, cos_sin)
+            run.blocks.append(shared)
+        self.run = run
+        first_block = cache.blocks[0]
+        return dict(kwargs, attention_mask=first_block.mask, position_ids=run.blocks[0].positions)
+
+    def make_mask(
+        self, hidden: Tensor, padding: Tensor | None, cache: Any, layer: int
+    ) -> Tensor | None:
+        """The attention mask of the block that starts at `layer`, in the attention's own form."""
+        return create_causal_mask(
+            config=self.decoder.config,
+            inputs_embeds=hidden,
+            attention_mask=padding,
+            past_key_values=cache,
+            position_ids=None,
+            layer_idx=layer,
+        )
+
+    # ------------------------------------------------------------------ inside and after
+
+    def before_layer(
+        self, index: int, _module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the stage before layer `index`; hand the layer its block's mask and positions."""
+        run = self.run
+        if run is None:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if run.prefill and index in self.stage_layers:
+            hidden = self.reduce(run, index, hidden, kwargs["position_embeddings"])
+        block = next((b for b in reversed(run.blocks) if b.first_layer <= index), None)
+        kwargs = dict(kwargs)
+        if block is not None:
+            kwargs["attention_mask"] = block.mask
+            kwargs["position_embeddings"] = block.cos_sin
+            kwargs["position_ids"] = block.positions
+        if self.original:
+            # FlashAttention takes gaps in positions for packed sequences; RoPE has its own argument.
+            kwargs["position_ids"] = None
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, dict(kwargs, hidden_states=hidden)
+
+    def reduce(
+        self, run: Run, index: int, hidden: Tensor, cos_sin: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """One LLM stage: select and merge, pack again, open a new block."""
+        if run.blocks:
+            cos_sin = run.blocks[-1].cos_sin
+        outcome = run_stage(
+            self.adapter,
+            self.decoder.layers[index],
+            self.method,
+            index,
+            hidden,
+            cos_sin,
+            run.rows,
+            run.places,
+        )
+        for own, new in zip(run.stages, outcome.stages, strict=True):
+            own.extend(new)
+        run.rows, run.places = outcome.rows, outcome.places
+        run.padding.append(padding_mask(run.rows, hidden.device))
+        run.visual.append([row.visual for row in run.rows])
+        run.lengths.append([row.length for row in run.rows])
+        positions = self.positions(run)
+        block = Block(
+            index,
+            self.make_mask(outcome.hidden, run.padding[-1], run.cache, index),
+            positions,
+            self.decoder.rotary_emb(outcome.hidden, position_ids=positions),
+        )
+        run.blocks.append(block)
+        return outcome.hidden
+
+    def after_decoder(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        """Close the forward: lengths onto the cache, what happened into the trace."""
+        run, self.run = self.run, None
+        if run is None:
+            return
+        if run.cache is not None:
+            run.cache.armed = False
+        if output is None:
+            return
+        if run.prefill:
+            if run.cache is not None:
+                self.store_blocks(run)
+            self.record(run)
+        else:
+            new = run.columns if run.new_mask is None else run.new_mask.sum(1)
+            run.cache.logical += run.columns
+            run.cache.logical_count = run.cache.logical_count + new
+
+    def store_blocks(self, run: Run) -> None:
+        """Write the blocks of a finished prefill onto its cache."""
+        device = self.decoder.embed_tokens.weight.device
+        firsts = [0, *(block.first_layer for block in run.blocks)]
+        run.cache.blocks = [
+            CacheBlock(first, padding, torch.tensor(lengths, device=device), max(lengths))
+            for first, padding, lengths in zip(firsts, run.padding, run.lengths, strict=True)
+        ]
+        run.cache.logical = run.columns
+        run.cache.logical_count = torch.tensor(run.real, device=device)
+
+    def record(self, run: Run) -> None:
+        """Add the rows with pictures to the trace."""
+        config = self.decoder.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        item = torch.finfo(next(self.decoder.parameters()).dtype).bits // 8
+        per_token = 2 * config.num_key_value_heads * size * item
+        edges = [0, *(block.first_layer for block in run.blocks), self.geometry.num_layers]
+        spans = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        if run.cache is None:
+            # Without a cache generate() runs the whole prompt again for each token: one sample, not many.
+            ids = self.input_ids
+            assert ids is not None
+            if self.uncached is not None:
+                before, count = self.uncached
+                if ids.shape[1] > before.shape[1] and torch.equal(
+                    ids[:, : before.shape[1]], before
+                ):
+                    del self.trace.samples[len(self.trace.samples) - count :]
+            self.uncached = (ids, sum(1 for row in run.rows if row.segments))
+        for r, row in enumerate(run.rows):
+            if not row.segments:
+                continue
+            spread = lambda values: [
+                v[r] for v, s in zip(values, spans, strict=True) for _ in range(s)
+            ]  # noqa: B023,E731
+            self.trace.samples.append(
+                SampleTrace(
+                    row.segments[0].key,
+                    spread(run.visual),
+                    spread(run.lengths),
+                    per_token,
+                    run.stages[r],
+                )
+            )
+
+
+def split_pictures(visual: np.ndarray, pictures: list[Picture]) -> list[list[Picture]]:
+    """The pictures of each row, in reading order.
+
+    Raises `ValueError` where the placeholders of a row do not add up to whole pictures.
+    """
+    out, rest = [], list(pictures)
+    for r, count in enumerate(visual.sum(1).tolist()):
+        own = []
+        while count > 0 and rest and rest[0].rows <= count:
+            own.append(rest.pop(0))
+            count -= own[-1].rows
+        if count:
+            raise ValueError(
+                f"row {r} has {int(visual[r].sum())} placeholders of visual tokens, which do not add up to "
+                f"its pictures ({', '.join(str(p.rows) for p in own) or 'none'}); put one run of "
+                "placeholders per picture into the prompt, without truncation"
+            )
+        out.append(own)
+    if rest:
+        raise ValueError(f"{len(rest)} pictures more than the prompts have placeholders for")
+    return out
+
+
+def stage_record(picture: Picture, place: int) -> StageTrace | None:
+    """The encoder stage's record, with the picture's place in its prompt."""
+    if picture.stage is None:
+        return None
+    stage = picture.stage
+    return StageTrace(
+        stage.place,
+        stage.layer,
+        place,
+        stage.identity,
+        stage.source,
+        stage.target,
+        stage.contextual,
+    )
+
+
+def repack(
+    visual: np.ndarray,
+    real: np.ndarray,
+    pictures: list[Picture],
+    embeds: Tensor,
+    rows: list[Row],
+) -> tuple[list[np.ndarray], list[np.ndarray], Tensor, Tensor]:
+    """Index of every prompt without padding and dropped rows; fills `rows`.
+
+    Returns: picks into the pool of embeddings [M, D'], picks into the pool of original positions [M'],
+    and both pools.
+    """
+    batch, width = visual.shape
+    device = embeds.device
+    pool, extra = [embeds.reshape(batch * width, -1)], batch * width
+    base_places = np.clip(np.cumsum(real, 1) - 1, 0, None)
+    place_pool, place_extra = [torch.from_numpy(base_places.reshape(-1)).to(device)], batch * width
+    index, places = [], []
+    for r, own in enumerate(split_pictures(visual, pictures)):
+        columns = np.flatnonzero(real[r])
+        is_visual = visual[r, columns]
+        row, picks, where, at = Row(0), [], [], 0
+        for number, picture in enumerate(own):
+            first = at + int(np.argmax(is_visual[at:]))
+            run = is_visual[first : first + picture.rows]
+            if len(run) < picture.rows or not run.all():
+                raise ValueError(
+                    f"row {r}: the {picture.rows} placeholders of picture {number} do not stand together"
+                )
+            before = r * width + columns[at:first]
+            stay = min(picture.rows, picture.tokens)
+            picks += [before, r * width + columns[first : first + stay]]
+            if picture.overflow is not None:
+                spill = picture.tokens - picture.rows
+                pool.append(picture.overflow.to(embeds.dtype))
+                picks.append(np.arange(extra, extra + spill))
+                extra += spill
+            place_pool.append(picture.slot.to(device) + int(base_places[r, columns[first]]))
+            where += [before, np.arange(place_extra, place_extra + picture.tokens)]
+            place_extra += picture.tokens
+            start = sum(len(p) for p in picks) - picture.tokens
+            row.segments.append(
+                Segment(start, picture.tokens, number, picture.identity, picture.sizes, picture.key)
+            )
+            at = first + picture.rows
+        after = r * width + columns[at:]
+        index.append(np.concatenate([*picks, after]))
+        places.append(np.concatenate([*where, after]))
+        row.length = len(index[-1])
+        rows.append(row)
+    return index, places, torch.cat(pool), torch.cat(place_pool)

@@ -1,0 +1,72 @@
+"""Where the visual tokens of a batch are, on the host.
+
+All lengths are known before any selection is (budgets are static), so a reduction re-packs a batch with
+one gather and never waits for the device. Rows are packed left-padded: the last token stands in the last
+column.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Row", "Segment", "pack", "padding_mask"]
+
+
+@dataclass
+class Segment:
+    """The visual tokens of one picture within a row.
+
+    Attributes:
+        start: place of the first, counted from the row's first real token.
+        length: how many.
+        picture: index of the picture in its prompt.
+        identity: [length] patch ids (CLS -1; a merged token has its reference's).
+        sizes: [length] patches that each stands for.
+        key: the sample's key.
+    """
+
+    start: int
+    length: int
+    picture: int
+    identity: Tensor
+    sizes: Tensor
+    key: str | None
+
+
+@dataclass
+class Row:
+    """One sample: its real tokens and the pictures among them."""
+
+    length: int
+    segments: list[Segment] = field(default_factory=list)
+
+    @property
+    def visual(self) -> int:
+        """Visual tokens of the row."""
+        return sum(segment.length for segment in self.segments)
+
+
+def padding_mask(rows: list[Row], device: torch.device) -> Tensor | None:
+    """[B, S] bool, false at left padding; None where all rows are equally long."""
+    lengths = [row.length for row in rows]
+    width = max(lengths)
+    if min(lengths) == width:
+        return None
+    columns = np.arange(width)[None]
+    return torch.from_numpy(columns >= width - np.array(lengths)[:, None]).to(device)
+
+
+def pack(pool: Tensor, index: list[np.ndarray]) -> Tensor:
+    """Rows of `pool` [M, ...] picked by `index` (one array per sample), left-padded: [B, S, ...].
+
+    Padding repeats the pool's first row; masks hide it.
+    """
+    width = max(len(i) for i in index)
+    table = np.zeros((len(index), width), dtype=np.int64)
+    for row, picked in enumerate(index):
+        table[row, width - len(picked) :] = picked
+    return pool[torch.from_numpy(table).to(pool.device, non_blocking=True)]

@@ -1,0 +1,107 @@
+"""All methods by name.
+
+A new method is one file here, one line in `METHODS` and one line in the test matrix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from visiondrop.adapters import Geometry, geometry_of
+from visiondrop.methods.controls import Full, Random, Uniform
+from visiondrop.methods.visiondrop import VisionDrop
+from visiondrop.reducer import Reducer
+
+__all__ = ["METHODS", "Full", "Random", "Uniform", "VisionDrop", "build_method"]
+
+METHODS: dict[str, type[Reducer]] = {cls.name: cls for cls in (VisionDrop, Random, Uniform, Full)}
+
+
+def build_method(
+    name: str,
+    tokens: float | None = None,
+    *,
+    model: nn.Module | Any | None = None,
+    geometry: Geometry | None = None,
+    args: Mapping[str, str] | None = None,
+) -> Reducer:
+    """A method from what was typed on a command line, checked before any compute.
+
+    Args:
+        name: a name of `METHODS`.
+        tokens: the average number of visual tokens over decoder layers; None takes the method's default.
+        model: the model or its configuration, for its sizes; or give `geometry`.
+        args: fields of the method by name, as typed; lists and numbers are read as JSON, never evaluated.
+
+    Raises `ValueError` naming what is wrong and what is possible.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    cls = METHODS[name]
+    if geometry is None:
+        if model is None:
+            raise ValueError("give the model or its geometry: budgets depend on its sizes")
+        geometry = geometry_of(model)
+    fields = parse_fields(cls, args or {})
+    method: Reducer
+    if tokens is None or cls is Full:
+        method = cls(**fields)
+    elif hasattr(cls, "from_average") and not {"encoder", "llm"} & set(fields):
+        method = cls.from_average(  # type: ignore[attr-defined]
+            _whole(tokens),
+            num_layers=geometry.num_layers,
+            num_patches=geometry.num_patches,
+            has_cls=geometry.has_cls,
+            **fields,
+        )
+    elif hasattr(cls, "from_average"):
+        raise ValueError(
+            f"{name}: --tokens {tokens} and the stages themselves were both given; give one of them"
+        )
+    else:
+        method = cls(**{"tokens": _whole(tokens), **fields})
+    method.check(geometry)
+    return method
+
+
+def _whole(tokens: float) -> float | int:
+    return int(tokens) if float(tokens).is_integer() else tokens
+
+
+def parse_fields(cls: type[Reducer], args: Mapping[str, str]) -> dict[str, Any]:
+    """Command-line strings to the types of the method's fields.
+
+    Raises `ValueError` on an unknown field or a value outside its choices.
+    """
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    out: dict[str, Any] = {}
+    for key, text in args.items():
+        if key not in known:
+            raise ValueError(
+                f"{cls.name} has no argument {key!r}; it has: {', '.join(known) or 'none'}"
+            )
+        hint = hints[key]
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        value: Any = text
+        if not choices and hint is not str:
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError:
+                raise ValueError(
+                    f"{cls.name}: {key}={text!r} is not a number, list or mapping in JSON"
+                ) from None
+            if hint in (int, float) and (isinstance(value, bool) or not isinstance(value, hint)):
+                raise ValueError(f"{cls.name}: {key}={text!r} must be of type {hint.__name__}")
+        if choices and value not in choices:
+            raise ValueError(
+                f"{cls.name}: {key}={text!r}; possible: {', '.join(map(repr, choices))}"
+            )
+        out[key] = value
+    return out

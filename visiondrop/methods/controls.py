@@ -1,0 +1,88 @@
+"""Controls that stand beside every method: nothing dropped, random tokens, evenly spaced tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from visiondrop.adapters.base import Geometry
+from visiondrop.merging import Reduction, keep_only
+from visiondrop.reducer import Positions, Reducer
+from visiondrop.views import EncoderView
+
+
+@dataclass
+class Full(Reducer):
+    """The unpruned model, run by the same code as every method."""
+
+    name = "full"
+
+
+class _KeepPatches(Reducer):
+    """Keep `tokens` of the patches before the LLM; CLS is not kept, as in the unpruned model."""
+
+    tokens: int
+    before_llm = True
+
+    def check(self, geometry: Geometry) -> None:
+        """Refuse budgets beyond the picture."""
+        if not 1 <= self.tokens <= geometry.num_patches:
+            raise ValueError(
+                f"{self.name}: tokens={self.tokens} asked for where a picture has {geometry.num_patches} at "
+                f"most; give 1 to {geometry.num_patches}"
+            )
+
+    def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
+        """The same count in every layer."""
+        return [min(self.tokens, num_patches)] * num_layers
+
+    def patches(self, view: EncoderView) -> torch.Tensor:
+        """[G, tokens] patches to keep, rising, counted without CLS."""
+        raise NotImplementedError
+
+    def encoder_stage(self, view: EncoderView) -> Reduction | None:
+        """Drop the others."""
+        kept = self.patches(view).to(view.features.device) + int(view.has_cls)
+        return keep_only(view.features, view.sizes, kept)
+
+
+@dataclass
+class Random(_KeepPatches):
+    """Patches drawn at random, without replacement, seeded by (seed, sample key).
+
+    The draw does not depend on batch size, order or device.
+    """
+
+    name = "random"
+
+    tokens: int = 64
+    seed: int = 0
+    positions: Positions = "renumbered"
+
+    def patches(self, view: EncoderView) -> torch.Tensor:
+        """A seeded permutation's head for each picture."""
+        rows = []
+        for key in view.keys:
+            digest = hashlib.sha256(f"{self.seed}/{key}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            drawn = torch.randperm(view.num_patches, generator=generator)[: self.tokens]
+            rows.append(drawn.sort().values)
+        return torch.stack(rows)
+
+
+@dataclass
+class Uniform(_KeepPatches):
+    """Evenly spaced patches in raster order: floor((i + 1/2) N / tokens)."""
+
+    name = "uniform"
+
+    tokens: int = 64
+    positions: Positions = "renumbered"
+
+    def patches(self, view: EncoderView) -> torch.Tensor:
+        """The same patches for every picture."""
+        n = view.num_patches
+        kept = torch.tensor([(2 * i + 1) * n // (2 * self.tokens) for i in range(self.tokens)])
+        return kept.expand(view.features.shape[0], -1)

@@ -1,0 +1,127 @@
+"""Importance of visual tokens as pure tensor functions.
+
+No attention map of a layer is ever formed: what is needed of it (one row, or the mean of some rows)
+is computed from queries and keys, in chunks. Softmax runs in float32 whatever the inputs are.
+
+Shapes: G pictures, H query heads, n visual tokens, N keys, d head size.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "CausalCorrection",
+    "attention_row",
+    "column_mean",
+    "expand_heads",
+    "top_tokens",
+    "uniform_column_mean",
+    "wide",
+]
+
+CausalCorrection = Literal["off", "expectation", "no_mask", "visible"]
+
+CHUNK_ELEMENTS = 1 << 24
+"""Logits formed at a time (64 MB in float32)."""
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32, or in float64 where it is already."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def expand_heads(key: Tensor, num_heads: int) -> Tensor:
+    """Keys [G, H_kv, N, d] of grouped-query attention as seen by the query heads, [G, H, N, d]."""
+    groups = num_heads // key.shape[1]
+    return key if groups == 1 else key.repeat_interleave(groups, dim=1)
+
+
+def attention_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Attention of one query to all keys, summed over heads.
+
+    VisionDrop, encoder stage: the CLS query over all 577 keys.
+
+    Args:
+        query: [G, H, d], the one query of each picture.
+        key: [G, H, N, d].
+        scale: 1 / sqrt(d).
+
+    Returns: [G, N] in float32; every row sums to H.
+    """
+    logits = wide(torch.einsum("ghd,ghnd->ghn", query, key)) * scale
+    return logits.softmax(-1).sum(1)
+
+
+def column_mean(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    *,
+    causal: bool = True,
+    correction: CausalCorrection = "off",
+) -> Tensor:
+    """How much the visual queries attend to each visual token: mean over heads and visual queries.
+
+    VisionDrop, LLM stage: softmax(Q K^T / sqrt(d)) of the visual rows over all keys that precede the
+    end of the picture (causality hides the rest), no renormalising, visual columns only.
+
+    Args:
+        query: [G, H, n, d], queries of the n visual tokens, which are the last n of the keys.
+        key: [G, H_kv, N, d] with N >= n and H a multiple of H_kv; the keys up to the picture's end.
+        scale: 1 / sqrt(d).
+        causal: whether query i may only see keys up to its own (decoders) or all N (encoders).
+        correction: what to do about causality, which hides later tokens from earlier queries, so that
+            a column's mean falls with its place even where attention is uniform.
+            "off": nothing (as released); "expectation": divide each column by its mean under uniform
+            attention; "no_mask": score without the mask (the text after the picture stays unseen);
+            "visible": divide by the number of queries that can see the column, instead of by n.
+
+    Returns: [G, n] in float32.
+    """
+    groups, heads, n, _ = query.shape
+    total = key.shape[2]
+    if total < n:
+        raise ValueError(
+            f"{n} visual queries but only {total} keys: the keys must include their own"
+        )
+    key_t = expand_heads(key, heads).transpose(-1, -2)
+    start = total - n
+    masked = causal and correction != "no_mask"
+    device = query.device
+    columns = torch.zeros(groups, n, device=device, dtype=wide(query[:0]).dtype)
+    chunk = max(1, CHUNK_ELEMENTS // max(1, groups * heads * total))
+    for first in range(0, n, chunk):
+        rows = query[:, :, first : first + chunk]
+        logits = wide(rows @ key_t) * scale
+        if masked:
+            place = torch.arange(start + first, start + first + rows.shape[2], device=device)
+            hidden = torch.arange(total, device=device)[None] > place[:, None]
+            logits = logits.masked_fill(hidden, float("-inf"))
+        columns += logits.softmax(-1)[..., start:].sum((1, 2))
+    columns /= heads
+    if correction == "visible" and masked:
+        return columns / torch.arange(n, 0, -1, device=device)
+    columns /= n
+    if correction == "expectation" and masked:
+        columns = columns / uniform_column_mean(n, start, device)
+    return columns
+
+
+def uniform_column_mean(n: int, start: int, device: torch.device | None = None) -> Tensor:
+    """The column mean of n visual tokens after `start` others if every query spread its attention evenly.
+
+    Column j is seen by queries i >= j, and query i spreads over start + i + 1 keys:
+    (1/n) sum_{i>=j} 1 / (start + i + 1). Returns [n] in float32.
+    """
+    share = 1.0 / torch.arange(start + 1, start + n + 1, device=device, dtype=torch.float64)
+    return (share.flip(0).cumsum(0).flip(0) / n).float()
+
+
+def top_tokens(scores: Tensor, k: int) -> Tensor:
+    """Indices [G, k] of the k highest scores [G, n], rising; among equals the earlier token wins."""
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    return order[:, :k].sort(dim=-1).values

@@ -1,0 +1,217 @@
+"""What a reduction did, in original patch coordinates.
+
+Indices stay on the device until somebody reads them, so that tracing does not stall a prefill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+__all__ = ["CLS", "SampleTrace", "StageTrace", "Trace"]
+
+CLS = -1
+"""Patch id of the CLS token."""
+
+
+@dataclass
+class StageTrace:
+    """One stage on one picture.
+
+    Attributes:
+        place: "encoder" or "llm".
+        layer: decoder layer before which the stage acted; None for the encoder.
+        picture: index of the picture in its prompt.
+        skipped: true where the picture held fewer tokens than the stage's budget.
+        identity: [n], patch id of each token that came in (a merged token has its reference's).
+        source, target, contextual: as in `visiondrop.merging.Reduction`, for this picture alone.
+    """
+
+    place: Literal["encoder", "llm"]
+    layer: int | None
+    picture: int
+    identity: Tensor
+    source: Tensor | None = None
+    target: Tensor | None = None
+    contextual: Tensor | None = None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether nothing was done here."""
+        return self.source is None
+
+    @property
+    def tokens_in(self) -> int:
+        """Visual tokens before the stage."""
+        return int(self.identity.shape[0])
+
+    @property
+    def tokens_out(self) -> int:
+        """Visual tokens after the stage."""
+        return self.tokens_in if self.source is None else int(self.source.shape[0])
+
+    @property
+    def kept(self) -> list[int]:
+        """Patch ids of the tokens kept as they were (CLS is -1), in their order."""
+        if self.source is None or self.contextual is None:
+            return self.identity.tolist()
+        return self.identity.to(self.source.device)[self.source[~self.contextual]].tolist()
+
+    @property
+    def merged(self) -> list[dict[str, Any]]:
+        """Each contextual token: `{"reference": patch id, "members": [patch ids]}`."""
+        if self.source is None or self.target is None or self.contextual is None:
+            return []
+        identity, target = self.identity.tolist(), self.target.tolist()
+        out = []
+        for slot, (source, flag) in enumerate(
+            zip(self.source.tolist(), self.contextual.tolist(), strict=True)
+        ):
+            if flag:
+                members = [identity[i] for i, t in enumerate(target) if t == slot and i != source]
+                out.append({"reference": identity[source], "members": members})
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "place": self.place,
+            "layer": self.layer,
+            "picture": self.picture,
+            "skipped": self.skipped,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "kept": self.kept,
+            "merged": self.merged,
+        }
+
+
+@dataclass
+class SampleTrace:
+    """One row of one prefill.
+
+    Attributes:
+        key: the sample's key where one was given.
+        tokens_per_layer: visual tokens that each decoder layer saw.
+        lengths: all tokens that each decoder layer saw, text included.
+        bytes_per_token: KV bytes of one token in one layer.
+        stages: stage by stage, picture by picture.
+    """
+
+    key: str | None
+    tokens_per_layer: list[int]
+    lengths: list[int]
+    bytes_per_token: int
+    stages: list[StageTrace] = field(default_factory=list)
+
+    @property
+    def mean_tokens(self) -> float:
+        """True mean of visual tokens over the decoder layers."""
+        return sum(self.tokens_per_layer) / len(self.tokens_per_layer)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values after the prefill, padding not counted."""
+        return sum(self.lengths) * self.bytes_per_token
+
+    def fates(self, picture: int = 0) -> list[tuple[str, dict[int, tuple[str, int]]]]:
+        """What became of every patch, stage by stage.
+
+        Returns: for each stage its name and a map from patch id to ("kept" | "merged" | "dropped",
+        patch id of the token that now stands for it).
+        """
+        out: list[tuple[str, dict[int, tuple[str, int]]]] = []
+        place: dict[int, int] = {}
+        for stage in (s for s in self.stages if s.picture == picture):
+            identity = stage.identity.tolist()
+            if not place:
+                place = {patch: i for i, patch in enumerate(identity)}
+            source, target = stage.source, stage.target
+            if source is not None and target is not None:
+                went, identity = target.tolist(), [identity[i] for i in source.tolist()]
+                place = {p: (went[i] if i >= 0 else -1) for p, i in place.items()}
+            fate = {
+                patch: (
+                    ("dropped", patch)
+                    if i < 0
+                    else ("kept" if identity[i] == patch else "merged", identity[i])
+                )
+                for patch, i in place.items()
+            }
+            name = "encoder" if stage.place == "encoder" else f"layer {stage.layer}"
+            out.append((name, fate))
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "key": self.key,
+            "tokens_per_layer": self.tokens_per_layer,
+            "mean_tokens": self.mean_tokens,
+            "kv_bytes": self.kv_bytes,
+            "stages": [stage.to_dict() for stage in self.stages],
+        }
+
+
+class Trace:
+    """The record of a `with method(model) as trace:` block.
+
+    `samples` holds one entry per row of every prefill, in order. Rows of text-only prefills are not in it.
+    """
+
+    def __init__(self, method: dict[str, Any] | None = None, grid: tuple[int, int] = (24, 24)):
+        self.method = method or {}
+        self.grid = grid
+        self.samples: list[SampleTrace] = []
+        self.keys: list[str] | None = None
+
+    def set_keys(self, keys: list[str] | None) -> None:
+        """Name the pictures of the batches to come (one key per picture, in reading order).
+
+        Seeded methods draw by (seed, key), so that what they keep does not depend on batching. Without
+        keys a picture is named by a hash of its pixels.
+        """
+        self.keys = None if keys is None else [str(key) for key in keys]
+
+    def clear(self) -> None:
+        """Forget the samples (long runs)."""
+        self.samples.clear()
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean over samples of the true mean of visual tokens over decoder layers."""
+        if not self.samples:
+            raise ValueError("nothing was generated inside this context yet")
+        return sum(s.mean_tokens for s in self.samples) / len(self.samples)
+
+    @property
+    def kv_bytes(self) -> list[int]:
+        """KV bytes of each sample after its prefill."""
+        return [sample.kv_bytes for sample in self.samples]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "method": self.method,
+            "grid": list(self.grid),
+            "samples": [sample.to_dict() for sample in self.samples],
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON, atomically."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(self.to_dict()), encoding="utf-8")
+        os.replace(part, path)
+
+    def draw(self, image: Any, path: str | os.PathLike[str], sample: int = 0) -> None:
+        """Draw what was kept, merged and dropped at each stage over `image` (PIL) to a PNG."""
+        from visiondrop.draw import draw_sample
+
+        draw_sample(self.samples[sample], image, self.grid).save(path)
