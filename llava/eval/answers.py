@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,29 +20,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llava.eval.errors import EvalError
+from llava.eval.files import glob_literal, json_line, take_lock, write_atomically
 from llava.eval.samples import Sample, answer_key, batches_of, read_jsonl
 from llava.eval.settings import RunSettings, describe_difference
 
 Row = dict[str, Any]
 VERSION = 1
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(text.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def json_line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 class AnswerStore:
@@ -206,19 +188,31 @@ class AnswerStore:
 
     def _partials(self) -> list[Path]:
         names = {self._beside(".partial")}
-        names.update(self.path.parent.glob(f"{_literal(self.path.name)}.partial.*of*"))
+        names.update(self.path.parent.glob(f"{glob_literal(self.path.name)}.partial.*of*"))
         return sorted(path for path in names if not path.name.endswith(".lock") and path.exists())
 
     def _take_lock(self, part: str | None) -> BinaryIO:
-        stream = self._beside(f".{part}.lock" if part else ".lock").open("ab")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.close()
+        lock = take_lock(self._beside(f".{part}.lock" if part else ".lock"))
+        if lock is None:
             raise EvalError(
                 f"another run is writing {self.path}; wait until it ends, or choose another file"
-            ) from None
-        return stream
+            )
+        if part is None and self._living_parts():
+            lock.close()
+            raise EvalError(
+                f"a process of an earlier run is still writing {self.path}; wait until it ends, or "
+                "choose another file"
+            )
+        return lock
+
+    def _living_parts(self) -> bool:
+        """Whether processes of a run whose parent was killed are still writing."""
+        for file in self.path.parent.glob(f"{glob_literal(self.path.name)}.*of*.lock"):
+            lock = take_lock(file)
+            if lock is None:
+                return True
+            lock.close()
+        return False
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -327,8 +321,3 @@ class AnswerStore:
 
     def _finished_is_current(self, rows: Sequence[Row]) -> bool:
         return self.path.read_bytes() == "".join(map(json_line, rows)).encode()
-
-
-def _literal(name: str) -> str:
-    """A file name with glob's special characters made plain."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -15,6 +15,7 @@ from typing import Any
 from llava.eval.errors import EvalError
 from llava.eval.loading import ModelChoice, default_aspect_ratio
 from llava.eval.settings import RunSettings, file_digest, fingerprint
+from llava.mm_utils import ASPECT_RATIOS
 
 
 def env(name: str, default: Any = None, kind: Callable[[str], Any] = str) -> Any:
@@ -129,6 +130,16 @@ def run_settings(
             f"need temperature >= 0, num_beams >= 1 and max_new_tokens >= 1; got "
             f"{args.temperature}, {args.num_beams} and {args.max_new_tokens}"
         )
+    aspect_ratio = args.image_aspect_ratio or default_aspect_ratio(config)
+    if aspect_ratio not in ASPECT_RATIOS:
+        raise EvalError(
+            f"unknown image aspect ratio {aspect_ratio!r}; choose one of {', '.join(ASPECT_RATIOS)}"
+        )
+    if aspect_ratio == "anyres" and not getattr(config, "image_grid_pinpoints", None):
+        raise EvalError(
+            f"image aspect ratio 'anyres' needs a LLaVA-NeXT checkpoint, and {choice.name} is "
+            "none; use pad or square"
+        )
     return RunSettings(
         model=choice.name,
         model_fingerprint=fingerprint(choice.path),
@@ -140,7 +151,7 @@ def run_settings(
         attn_implementation=choice.attn_implementation,
         device=choice.device_name.split(":")[0],
         conv_mode=args.conv_mode,
-        image_aspect_ratio=args.image_aspect_ratio or default_aspect_ratio(config),
+        image_aspect_ratio=aspect_ratio,
         temperature=args.temperature,
         top_p=args.top_p,
         num_beams=args.num_beams,

@@ -102,11 +102,12 @@ class QuestionDataset(Dataset[Prepared]):
             return prepared
         try:
             picture = load_picture(self.image_folder / sample.image, self.blank_picture)
-            prepared.image_size = picture.size
-            prepared.image = process_images([picture], self.image_processor, self.model_config)[0]
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             # Pillow raises any of these on a broken file; the sample fails, the run goes on.
             prepared.error = f"cannot read picture {sample.image}: {error}"
+            return prepared
+        prepared.image_size = picture.size
+        prepared.image = process_images([picture], self.image_processor, self.model_config)[0]
         return prepared
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from llava.eval.answers import Row, write_atomically
+from llava.eval.answers import Row
 from llava.eval.benchmarks.base import Scores
+from llava.eval.files import write_atomically
 from llava.eval.settings import RunSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]

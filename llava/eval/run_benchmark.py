@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from llava.eval.answers import write_atomically
 from llava.eval.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from llava.eval.cli import (
     add_answer_flags,
@@ -29,6 +28,7 @@ from llava.eval.cli import (
     parse_method_args,
 )
 from llava.eval.errors import EXIT_FAILED_SAMPLES, EXIT_OK, EvalError, run_main
+from llava.eval.files import write_atomically
 from llava.eval.loading import read_config
 from llava.eval.planning import (
     PlannedRun,
