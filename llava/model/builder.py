@@ -216,6 +216,6 @@ def _add_picture_tokens(tokenizer: Any, model: Any, config: dict[str, Any]) -> N
         tokenizer.add_tokens(new, special_tokens=True)
     rows = model.get_input_embeddings().weight.shape[0]
     if new and len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer))
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         model.config.image_token_id = len(tokenizer)
         model.guard_embeddings()

@@ -86,6 +86,11 @@ class LlavaCalls(GenerationMixin):
         self.register_forward_pre_hook(_expand_call, with_kwargs=True)
         self.guard_embeddings()
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: saved and published weights take the stock class's renamings."""
+        return False
+
     def guard_embeddings(self) -> None:
         """Lets the embedding look up a placeholder id that lies past its table.
 

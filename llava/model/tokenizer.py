@@ -47,7 +47,7 @@ def load_stock_tokenizer(folder: Path) -> Any:
 def like_sentencepiece(tokenizer: LlamaTokenizer) -> LlamaTokenizer:
     """Makes transformers 5's Llama tokenizer give SentencePiece's own ids.
 
-    It leaves out the space that SentencePiece puts before a text where the text begins with a space,
+    It leaves out the space that SentencePiece puts before a text that itself begins with a space,
     as what follows `<image>` may (` ASSISTANT:`). Legacy behaviour puts that space also after each
     special token, the newer one at the very start only.
     """
