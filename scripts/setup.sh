@@ -66,7 +66,8 @@ quietly() {
   return 1
 }
 
-pip_install() { quietly "$VENV/bin/python" -m pip install --no-input --constraint "$ROOT/constraints.txt" "$@"; }
+# Bytecode is made at first import, of the modules that are used: it is half of the installation time.
+pip_install() { quietly "$VENV/bin/python" -m pip install --no-input --no-compile --constraint "$ROOT/constraints.txt" "$@"; }
 
 make_venv() {
   local python
