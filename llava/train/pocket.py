@@ -1,0 +1,195 @@
+"""Trains the pocket model: ``python -m llava.train.pocket --run runs/pocket --minutes 30``.
+
+One resumable command: each call goes on where the last one stopped and is bounded by
+``--minutes``. It uses a GPU when there is one. A plain loop and not the Hugging Face Trainer: the
+curriculum changes picture size, loss and packing between phases, and the Trainer's own loop costs
+a tenth of the speed at these step times. LLaVA's recipe on the Trainer is ``llava.train.train``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Subset
+
+from .pocket_data import Phase, PocketData
+from .pocket_loss import Pocket
+from .pocket_model import SHAPES, export, make_model, make_tokenizer
+from .pocket_phases import CURRICULA
+
+
+def make_optimizer(model: torch.nn.Module, lr: float, kind: str) -> list[torch.optim.Optimizer]:
+    """AdamW for all; or Muon for the layers' matrices and AdamW for the rest."""
+    inner, outer, plain = [], [], []
+    for name, p in model.named_parameters():
+        if p.ndim < 2:
+            plain.append(p)
+        elif kind == "muon" and p.ndim == 2 and (".layers." in name or "projector" in name):
+            inner.append(p)
+        else:
+            outer.append(p)
+    groups = [{"params": outer, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
+    out: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)]
+    if inner:
+        out.append(
+            torch.optim.Muon(inner, lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+        )
+    return out
+
+
+def rate(phase: Phase, step: int, total: int) -> float:
+    """Factor of the base learning rate at ``step`` of a phase; ``total`` steps lie behind all."""
+    warm = min(1.0, (total + 1) / 200, (step + 1) / 50)
+    left = 1 - step / phase.steps
+    return phase.lr * warm * (max(left, 0.03) if phase.decay else 1.0)
+
+
+class Run:
+    """A training run on disk: weights, optimizer, place in the curriculum, log."""
+
+    def __init__(self, folder: Path, config: str, shape: str, seed: int, lr: float, opt: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.settings = {"config": config, "shape": shape, "seed": seed, "lr": lr, "opt": opt}
+        torch.manual_seed(seed)
+        self.tokenizer = make_tokenizer()
+        self.model = Pocket(make_model(SHAPES[shape], self.tokenizer))
+        self.phase, self.step, self.total, self.pictures = 0, 0, 0, 0
+
+    def start(self, device: torch.device) -> None:
+        self.model.to(device)
+        self.optimizers = make_optimizer(self.model, self.settings["lr"], self.settings["opt"])
+        state = self.folder / "state.json"
+        if not state.exists():
+            return
+        s = json.loads(state.read_text())
+        if s["settings"] != self.settings:
+            raise ValueError(
+                f"{self.folder} holds a run with {s['settings']}, asked for {self.settings}: "
+                "give the same settings, or another --run folder"
+            )
+        tag = s["tag"]
+        self.model.load_state_dict(load_file(self.folder / f"model-{tag}.safetensors"))
+        for i, opt in enumerate(self.optimizers):
+            path = self.folder / f"optimizer-{tag}-{i}.pt"
+            opt.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        self.phase, self.step = s["phase"], s["step"]
+        self.total, self.pictures = s["total"], s["pictures"]
+        log = self.folder / "log.jsonl"  # lines written after the checkpoint are done again
+        keep = [x for x in log.read_text().splitlines() if json.loads(x)["total"] <= self.total]
+        log.write_text("".join(x + "\n" for x in keep))
+
+    def save(self) -> None:
+        tag = f"{self.total:07d}"
+        old = [p for p in self.folder.iterdir() if p.name.startswith(("model-", "optimizer-"))]
+        save_file(self.model.state_dict(), self.folder / f"model-{tag}.safetensors")
+        for i, opt in enumerate(self.optimizers):
+            torch.save(opt.state_dict(), self.folder / f"optimizer-{tag}-{i}.pt")
+        state = {
+            "settings": self.settings, "tag": tag, "phase": self.phase, "step": self.step,
+            "total": self.total, "pictures": self.pictures,
+        }  # fmt: skip
+        tmp = self.folder / "state.json.tmp"
+        tmp.write_text(json.dumps(state))
+        os.replace(tmp, self.folder / "state.json")
+        for p in old:
+            if tag not in p.name:
+                p.unlink()
+
+    def log(self, entry: dict[str, object]) -> None:
+        line = json.dumps(entry)
+        print(line, flush=True)
+        with open(self.folder / "log.jsonl", "a") as f:
+            f.write(line + "\n")
+
+
+def train(run: Run, args: argparse.Namespace) -> bool:
+    """Goes on until the curriculum, the minutes or the steps end. True when all is done."""
+    device = torch.device(args.device)
+    half = not args.fp32
+    run.start(device)
+    phases, seed = CURRICULA[run.settings["config"]], run.settings["seed"]
+    begin, saved, ran = time.time(), time.time(), 0
+    run.model.train()
+    while run.phase < len(phases):
+        phase = phases[run.phase]
+        data = PocketData(phase, run.phase, seed, run.tokenizer)
+        rest = Subset(data, range(run.step, phase.steps))
+        loader = DataLoader(
+            rest, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None
+        )
+        sums: dict[str, float] = {}
+        seen, clock = 0, time.time()
+        for batch in loader:
+            batch = {k: x.to(device, non_blocking=True) for k, x in batch.items()}
+            factor = rate(phase, run.step, run.total)
+            for opt in run.optimizers:
+                for group in opt.param_groups:
+                    group["lr"] = run.settings["lr"] * factor
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                out = run.model(batch, phase)
+            out["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+            for opt in run.optimizers:
+                opt.step()
+                opt.zero_grad(set_to_none=True)
+            run.step, run.total, ran = run.step + 1, run.total + 1, ran + 1
+            run.pictures += phase.batch
+            seen += 1
+            for k, x in out.items():
+                sums[k] = sums.get(k, 0.0) + float(x.detach())
+            if run.total % args.log_every == 0:
+                speed = seen * phase.batch / (time.time() - clock)
+                run.log(
+                    {"total": run.total, "phase": phase.name, "step": run.step}
+                    | {"pictures": run.pictures, "lr": round(run.settings["lr"] * factor, 7)}
+                    | {k: round(x / seen, 5) for k, x in sums.items()}
+                    | {"pictures_per_second": round(speed, 2)}
+                )
+                sums, seen, clock = {}, 0, time.time()
+            if time.time() - saved > 60 * args.save_minutes:
+                run.save()
+                saved = time.time()
+            if time.time() - begin > 60 * args.minutes or (args.steps and ran >= args.steps):
+                run.save()
+                return False
+        run.phase, run.step = run.phase + 1, 0
+        run.save()
+    return True
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--run", type=Path, default=Path("runs/pocket"))
+    p.add_argument("--config", default="pocket", choices=sorted(CURRICULA))
+    p.add_argument("--shape", default="pocket", choices=sorted(SHAPES))
+    p.add_argument("--minutes", type=float, default=1e9, help="stop, resumable, after this long")
+    p.add_argument("--steps", type=int, default=0, help="stop after so many steps of this call")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--lr", type=float, default=1.5e-3)
+    p.add_argument("--opt", default="adamw", choices=("adamw", "muon"))
+    p.add_argument("--fp32", action="store_true", help="no bf16 autocast")
+    p.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    p.add_argument("--workers", type=int, default=1)
+    p.add_argument("--save-minutes", type=float, default=3.0)
+    p.add_argument("--log-every", type=int, default=20)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--export", type=Path, help="write the Hugging Face layout here at the end")
+    args = p.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    run = Run(args.run, args.config, args.shape, args.seed, args.lr, args.opt)
+    done = train(run, args)
+    if args.export:
+        export(run.model.llava.cpu(), run.tokenizer, args.export)
+    print("curriculum done" if done else "stopped; the same command goes on")
+
+
+if __name__ == "__main__":
+    main()

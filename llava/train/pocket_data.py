@@ -1,0 +1,138 @@
+"""Training batches of the pocket world: pictures, and questions packed behind one picture.
+
+All questions of a picture share its prefix. Each is a segment of its own: it sees the prefix and
+itself, at the positions it would have alone, so that the form trained is the form evaluated. A
+third of the segments hold a second round after the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from playground.pocket.labels import HEADS, cls_target, dense_labels
+from playground.pocket.questions import SUFFIX, Question, all_questions, reference_line
+from playground.pocket.render import render
+from playground.pocket.scene import make_scene
+
+from .pocket_model import SYSTEM
+
+IGNORE = -100
+TRAIN_SEED = 1_000_000  # the sample sets use seeds below this
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of the curriculum. ``text_len`` is the packed length behind each picture."""
+
+    name: str
+    grid: int
+    steps: int
+    batch: int
+    text_len: int = 0  # 0: dense labels alone
+    dense: float = 1.0
+    kinds: tuple[str, ...] = ("letter", "number", "word")
+    quota: tuple[tuple[str, int], ...] = ()  # most questions of a type for each picture
+    lr: float = 1.0  # multiplies the base rate
+    stride: int = 1  # 2: every second decoder layer is left out (it writes zeros until it is used)
+    decay: bool = False  # linear to 5 % over this phase
+
+
+def _choose(found: list[Question], quota: dict[str, int], rng: np.random.Generator) -> list[Question]:
+    left = dict(quota)
+    out = []
+    for i in rng.permutation(len(found)):
+        q = found[int(i)]
+        if left.setdefault(q.type, 2) > 0:
+            left[q.type] -= 1
+            out.append(q)
+    return out
+
+
+class PocketData(Dataset[dict[str, torch.Tensor]]):
+    """Item i is batch i of a phase, a function of (seed, phase index, i) alone."""
+
+    def __init__(self, phase: Phase, index: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.phase, self.index, self.seed = phase, index, seed
+        self.tok = tokenizer
+        self.prefix = tokenizer(SYSTEM + " USER: ").input_ids
+        self._memo: dict[str, list[int]] = {}
+
+    def __len__(self) -> int:
+        return self.phase.steps
+
+    def ids(self, text: str) -> list[int]:
+        if text not in self._memo:
+            if len(self._memo) > 50_000:
+                self._memo.clear()
+            self._memo[text] = self.tok(text, add_special_tokens=False).input_ids
+        return self._memo[text]
+
+    def _round(self, q: Question, first: bool, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        lead = "\n" if first else "USER: "
+        ids = self.ids(lead + q.text)
+        if rng.random() < 0.5:
+            ids = ids + self.ids("\n" + reference_line(rng))
+        ids = ids + self.ids("\n" + SUFFIX + " ASSISTANT:")
+        answer = [*self.ids(" " + q.answer), self.tok.eos_token_id]
+        return ids + answer, [IGNORE] * len(ids) + answer
+
+    def _pack(self, questions: list[Question], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        n = self.phase.text_len
+        ids = np.full(n, self.tok.pad_token_id, np.int64)
+        labels = np.full(n, IGNORE, np.int64)
+        pos, seg = np.zeros(n, np.int64), np.full(n, -1, np.int64)
+        at, number, queue = 0, 0, list(questions)
+        while queue:
+            chain = [self._round(queue.pop(0), True, rng)]
+            if queue and rng.random() < 0.2:
+                chain.append(self._round(queue.pop(0), False, rng))
+            toks = [t for a, _ in chain for t in a]
+            labs = [t for _, b in chain for t in b]
+            if at + len(toks) > n:
+                continue
+            part = slice(at, at + len(toks))
+            ids[part], labels[part], seg[part] = toks, labs, number
+            pos[part] = np.arange(len(toks))
+            at, number = at + len(toks), number + 1
+        return {"ids": ids, "labels": labels, "pos": pos, "seg": seg}
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        ph = self.phase
+        items: list[dict[str, np.ndarray]] = []
+        for j in range(ph.batch):
+            key = (TRAIN_SEED + self.seed, self.index, i, j)
+            rng = np.random.default_rng([*key, 7003])
+            scene = make_scene(*key, size=ph.grid * 14, kinds=ph.kinds)
+            picture = render(scene, 90 if rng.random() < 0.3 else None)
+            item = {"pixels": picture, "cls": cls_target(scene), **dense_labels(scene)}
+            if ph.text_len:
+                chosen = _choose(all_questions(scene, rng), dict(ph.quota), rng)
+                item |= self._pack(chosen, rng)
+            items.append(item)
+        batch = {k: torch.from_numpy(np.stack([it[k] for it in items])) for k in items[0]}
+        rng = np.random.default_rng([TRAIN_SEED + self.seed, self.index, i, 7004])
+        step = 24 // ph.grid
+        off = rng.integers(0, step, 2)
+        grid = np.arange(24 * 24).reshape(24, 24)[off[0] :: step, off[1] :: step].reshape(-1)
+        batch["grid_ids"] = torch.from_numpy(grid.copy())
+        # Half of the small batches number their patches densely: as a prompt of another length.
+        batch["stretch"] = torch.tensor(bool(rng.random() < 0.5))
+        batch["prefix"] = torch.tensor(self.prefix)
+        return batch
+
+
+def normalize(pixels: torch.Tensor) -> torch.Tensor:
+    """(b, h, w, 3) uint8 -> (b, 3, h, w) float32 with CLIP's mean and deviation."""
+    mean = torch.from_numpy(MEAN).to(pixels.device)
+    std = torch.from_numpy(STD).to(pixels.device)
+    return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+__all__ = ["HEADS", "IGNORE", "Phase", "PocketData", "normalize"]

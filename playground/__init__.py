@@ -1,0 +1,1 @@
+"""Sample data in the official file formats, and the seeded generator that makes it."""

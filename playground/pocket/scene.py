@@ -1,0 +1,156 @@
+"""What is where: a scene is a list of things with boxes, drawn from a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import vocabulary as v
+
+PATCH = 14
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A small shape, or a sign with one to four characters. ``box`` is in pixels, end excluded."""
+
+    kind: str  # "shape" | "sign"
+    color: str
+    box: Box
+    shape: str = ""
+    text: str = ""
+    text_kind: str = ""  # "letter" | "number" | "word"
+    font: int = 0
+    cap: int = 0  # height of capitals in pixels
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Things on a square canvas of ``size`` pixels (a multiple of 14)."""
+
+    size: int
+    things: tuple[Thing, ...]
+    seed: tuple[int, ...]
+    rare_shapes: frozenset[str] = field(default_factory=frozenset)
+    rare_colors: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def grid(self) -> int:
+        return self.size // PATCH
+
+    def shapes(self) -> list[Thing]:
+        return [t for t in self.things if t.kind == "shape"]
+
+    def signs(self) -> list[Thing]:
+        return [t for t in self.things if t.kind == "sign"]
+
+
+class _Floor:
+    """Free space, at one pixel: keeps things apart by a gap."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.boxes = size, np.zeros((0, 4), dtype=np.int64)
+
+    def free(self, b: Box, gap: int) -> bool:
+        if b[0] < 1 or b[1] < 1 or b[2] > self.size - 1 or b[3] > self.size - 1:
+            return False
+        o = self.boxes
+        hit = (o[:, 0] < b[2] + gap) & (o[:, 2] > b[0] - gap)
+        hit &= (o[:, 1] < b[3] + gap) & (o[:, 3] > b[1] - gap)
+        return not hit.any()
+
+    def take(self, b: Box) -> None:
+        self.boxes = np.concatenate([self.boxes, np.array([b], dtype=np.int64)])
+
+
+def _place(
+    rng: np.random.Generator, floor: _Floor, w: int, h: int, center: tuple[int, int] | None,
+    spread: float, within: tuple[float, float, float, float] | None = None,
+) -> Box | None:  # fmt: skip
+    """A free box of w x h pixels: near ``center``, or anywhere, or ``within`` a fraction box."""
+    n = floor.size
+    if max(w, h) > n - 4:
+        return None
+    for _ in range(24):
+        if within is not None:
+            x = int(rng.integers(int(within[0] * n) + 1, max(int(within[2] * n) - w, 2) + 1))
+            y = int(rng.integers(int(within[1] * n) + 1, max(int(within[3] * n) - h, 2) + 1))
+        elif center is not None:
+            x = int(center[0] + rng.normal() * spread - w / 2)
+            y = int(center[1] + rng.normal() * spread - h / 2)
+        else:
+            x, y = int(rng.integers(1, n - w)), int(rng.integers(1, n - h))
+        box = (x, y, x + w, y + h)
+        if floor.free(box, 3):
+            floor.take(box)
+            return box
+    return None
+
+
+def _sign_text(rng: np.random.Generator, kinds: tuple[str, ...]) -> tuple[str, str]:
+    kind = kinds[int(rng.integers(len(kinds)))]
+    if kind == "letter":
+        return kind, v.LETTERS[int(rng.integers(len(v.LETTERS)))]
+    if kind == "number":
+        return kind, str(int(rng.integers(10, 100)))
+    return kind, v.WORDS[int(rng.integers(len(v.WORDS)))]
+
+
+def sign_size(text: str, font: int, cap: int) -> tuple[int, int]:
+    """Width and height in pixels of the board that holds ``text``."""
+    from .render import text_mask
+
+    mask = text_mask(text, font, cap)
+    return mask.shape[1] + 8, max(mask.shape[0], cap) + 6
+
+
+def make_scene(
+    *seed: int, size: int = 336, kinds: tuple[str, ...] = ("letter", "number", "word")
+) -> Scene:
+    """The scene of a seed: crowded clusters of one- and two-patch things beside empty ground.
+
+    Rare shapes occur once (so "the star" is one thing), rare colours likewise; the others repeat.
+    """
+    rng = np.random.default_rng(list(seed) + [7001])
+    area = (size / 336) ** 2
+    shapes = list(rng.permutation(v.SHAPES))
+    colors = list(rng.permutation(list(v.COLORS)))
+    rare_s, common_s = shapes[:4], shapes[4:]
+    rare_c, common_c = colors[:3], colors[3:]
+    floor, things = _Floor(size), []
+    centers = [tuple(rng.integers(size // 5, size - size // 5, 2)) for _ in range(2 if area > 0.5 else 1)]
+    spread = 30 + 20 * area
+
+    n_sign = int(rng.integers(2, 5)) if area > 0.5 else int(rng.integers(1, 3))
+    sign_colors = rng.permutation(common_c)
+    for i in range(n_sign):
+        text_kind, text = _sign_text(rng, kinds)
+        font, cap = int(rng.integers(len(v.FONTS))), int(rng.integers(23, 28) if text_kind == "word" else rng.integers(26, 33))
+        w, h = sign_size(text, font, cap)
+        near = centers[0] if rng.random() < 0.3 else None
+        if box := _place(rng, floor, w, h, near, spread):
+            things.append(Thing("sign", str(sign_colors[i]), box, "", text, text_kind, font, cap))
+
+    n_rs = int(rng.integers(2, 5))
+    n_rc = int(rng.integers(1, 4))
+    n_cc = int(rng.integers(6, 15)) if area > 0.5 else int(rng.integers(1, 5))
+    plan = [(rare_s[i], common_c[int(rng.integers(5))]) for i in range(n_rs)]
+    plan += [(common_s[int(rng.integers(4))], rare_c[i]) for i in range(n_rc)]
+    # Common things lean to two of the four common shapes, so that counts above two happen.
+    plan += [
+        (common_s[min(int(rng.integers(6)), 3)], common_c[int(rng.integers(5))])
+        for _ in range(n_cc)
+    ]
+    for j in rng.permutation(len(plan)):
+        shape, color = plan[j]
+        s = int(rng.integers(15, 24))
+        lonely = rng.random()
+        near = None if lonely < 0.5 else centers[int(rng.integers(len(centers)))]
+        within = None
+        if lonely < 0.25:
+            within = list(v.PLACES.values())[int(rng.integers(len(v.PLACES)))]
+        if box := _place(rng, floor, s, s, near, spread, within):
+            things.append(Thing("shape", str(color), box, str(shape)))
+    return Scene(size, tuple(things), tuple(seed), frozenset(rare_s), frozenset(rare_c))
