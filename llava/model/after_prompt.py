@@ -25,8 +25,9 @@ class _ProcessorAfterPrompt(LogitsProcessor):
     def __init__(self, inner: Any, length: int) -> None:
         self.inner, self.length = inner, length
 
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return self.inner(input_ids[:, self.length :], scores, **kwargs)
+    # transformers reads this signature and takes every further name for a required argument.
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        return self.inner(input_ids[:, self.length :], scores)
 
 
 class _CriterionAfterPrompt(StoppingCriteria):
