@@ -1,4 +1,5 @@
-"""VisionDrop and other training-free methods of visual-token reduction on stock transformers models.
+"""VisionDrop and other training-free methods of visual-token reduction on stock transformers
+models.
 
 from visiondrop import VisionDrop
 

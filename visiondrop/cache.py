@@ -1,12 +1,12 @@
 """A KV cache whose layers differ in length.
 
-After a reduction the layers of each decoder block hold another number of tokens. All that a later step
-needs to know of that lives here, on the cache and not on the model, so that two interleaved generations
-on one model do not mix.
+After a reduction the layers of each decoder block hold another number of tokens. All that a later
+step needs to know of that lives here, on the cache and not on the model, so that two interleaved
+generations on one model do not mix.
 
-Two lengths are kept apart. The *logical* length counts the tokens of the unpruned sequence; it is what
-`generate()` slices inputs and numbers positions by. The *physical* length of a layer is what it holds;
-masks are made from it.
+Two lengths are kept apart. The *logical* length counts the tokens of the unpruned sequence; it is
+what `generate()` slices inputs and numbers positions by. The *physical* length of a layer is what
+it holds; masks are made from it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class CacheBlock:
     length: int
 
     def extend(self, new: Tensor | None, length: int) -> None:
-        """Append `length` columns; `new` [B, length] bool is their mask, None where all are real."""
+        """Append `length` columns; `new` [B, length] bool is their mask, None where all are "
+        "real."""
         if self.mask is not None or new is not None:
             shape = (self.count.shape[0], length)
             if new is None:
@@ -89,7 +90,8 @@ class PrunedMixin:
         """Append to layer `layer_idx`. Refused outside the context that made the cache."""
         if not self.armed:
             raise RuntimeError(
-                "this KV cache was pruned by a visual-token reduction and its layers differ in length; "
+                "this KV cache was pruned by a visual-token reduction and its layers differ in "
+                "length; "
                 "go on with it only inside `with method(model):`, or start again without it"
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)  # type: ignore[misc]
@@ -153,7 +155,8 @@ def make_pruned(cache: Cache) -> PrunedMixin:
     """
     if isinstance(cache, StaticCache) or getattr(cache, "is_compileable", False):
         raise ValueError(
-            f"{type(cache).__name__} holds every layer at one fixed length; visual-token reduction needs "
+            f"{type(cache).__name__} holds every layer at one fixed length; visual-token "
+            "reduction needs "
             "a cache that grows: use cache_implementation=None (DynamicCache)"
         )
     if any(getattr(layer, "is_sliding", False) for layer in getattr(cache, "layers", [])):

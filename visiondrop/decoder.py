@@ -4,7 +4,8 @@ Hooks on one model object carry a method through stock `forward` and `generate`:
 
 1. `get_image_features` of the base model is replaced on the instance by `encode_pictures`.
 2. A pre-hook on the base model notes where the placeholders are.
-3. A pre-hook on the decoder re-packs the prompt without the dropped rows (prefill), or extends every
+3. A pre-hook on the decoder re-packs the prompt without the dropped rows (prefill), or extends
+    every
    block's mask and positions by the new tokens (decode).
 4. A pre-hook on each decoder layer runs the stages and hands each block its own mask and positions.
 
@@ -14,10 +15,8 @@ Whatever outlives a forward is on the KV cache (`visiondrop.cache`).
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -25,46 +24,21 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from visiondrop.adapters.base import Adapter, Geometry
-from visiondrop.cache import CacheBlock, is_pruned, make_pruned
+from visiondrop.cache import is_pruned, make_pruned
 from visiondrop.encoder import Picture, encode_pictures, picture_of, whole_picture
-from visiondrop.layout import Row, Segment, pack, padding_mask
+from visiondrop.layout import pack
+from visiondrop.prompt import read_prompt
 from visiondrop.reducer import Reducer
+from visiondrop.run import Block, Run
 from visiondrop.stages import run_stage
-from visiondrop.trace import SampleTrace, StageTrace, Trace
+from visiondrop.trace import Trace
 
 __all__ = ["Mechanism"]
 
 
-@dataclass
-class Block:
-    """What the layers between two stages are handed."""
-
-    first_layer: int
-    mask: Tensor | None
-    positions: Tensor
-    cos_sin: tuple[Tensor, Tensor]
-
-
-@dataclass
-class Run:
-    """One forward pass."""
-
-    prefill: bool
-    cache: Any
-    rows: list[Row] = field(default_factory=list)
-    visual: list[list[int]] = field(default_factory=list)
-    lengths: list[list[int]] = field(default_factory=list)
-    stages: list[list[StageTrace]] = field(default_factory=list)
-    padding: list[Tensor | None] = field(default_factory=list)
-    places: Tensor | None = None
-    blocks: list[Block] = field(default_factory=list)
-    columns: int = 0
-    real: list[int] = field(default_factory=list)
-    new_mask: Tensor | None = None
-
-
 class Mechanism:
-    """One application of one method to one model; `attach` sets the hooks, `detach` removes them."""
+    """One application of one method to one model; `attach` sets the hooks, `detach` removes "
+    "them."""
 
     def __init__(
         self, model: Any, adapter: Adapter, geometry: Geometry, method: Reducer, trace: Trace
@@ -135,8 +109,10 @@ class Mechanism:
             if picture is None:
                 if self.method.before_llm:
                     raise ValueError(
-                        f"{self.method.name!r} reduces at the vision encoder but was handed features that "
-                        "were encoded elsewhere (mm_encoder_outputs from outside the `with` block, or "
+                        f"{self.method.name!r} reduces at the vision encoder but was handed "
+                        "features that "
+                        "were encoded elsewhere (mm_encoder_outputs from outside the `with` "
+                        "block, or "
                         "prefill_chunk_size); give pixel_values and leave prefill_chunk_size unset"
                     )
                 picture = whole_picture(rows.shape[0], self.geometry, rows.device)
@@ -172,7 +148,8 @@ class Mechanism:
         if is_pruned(cache):
             if pictures:
                 raise ValueError(
-                    "a further picture after a reduced prompt: start again with all pictures in one prompt, "
+                    "a further picture after a reduced prompt: start again with all pictures in "
+                    "one prompt, "
                     "without past_key_values"
                 )
             return args, self.go_on(cache, kwargs)
@@ -203,25 +180,19 @@ class Mechanism:
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.dim() != 2:
             raise ValueError(
-                f"attention_mask has {mask.dim()} dimensions; a reduced prompt needs the 2-dimensional "
+                f"attention_mask has {mask.dim()} dimensions; a reduced prompt needs the "
+                "2-dimensional "
                 "mask of padding, [batch, length]"
             )
         device = embeds.device
-        ids = self.input_ids.cpu().numpy()
-        visual = ids == self.adapter.image_token_id(self.model.config)
-        real = np.ones_like(visual) if mask is None else mask.cpu().numpy().astype(bool)
-
-        run = Run(True, cache, columns=ids.shape[1], real=real.sum(1).tolist())
-        index, places, pool, pool_places = repack(visual, real, pictures, embeds, run.rows)
-        run.stages = [
-            [s for s in (stage_record(p, i) for i, p in enumerate(own)) if s is not None]
-            for own in split_pictures(visual, pictures)
-        ]
-        packed = pack(pool, index)
-        run.places = pack(pool_places, places) if self.original else None
-        run.padding.append(padding_mask(run.rows, device))
-        run.visual.append([row.visual for row in run.rows])
-        run.lengths.append([row.length for row in run.rows])
+        token = self.adapter.image_token_id(self.model.config)
+        prompt = read_prompt(self.input_ids, mask, token, pictures, embeds)
+        run = Run(True, cache, rows=prompt.rows, stages=prompt.stages, real=prompt.real)
+        run.columns = self.input_ids.shape[1]
+        packed = pack(prompt.pool, prompt.index)
+        if self.original:
+            run.places = pack(prompt.place_pool, prompt.place_index)
+        run.note_layout(device)
         self.run = run
 
         kwargs = dict(kwargs, past_key_values=cache, inputs_embeds=packed, use_cache=use_cache)
@@ -306,7 +277,8 @@ class Mechanism:
             kwargs["position_embeddings"] = block.cos_sin
             kwargs["position_ids"] = block.positions
         if self.original:
-            # FlashAttention takes gaps in positions for packed sequences; RoPE has its own argument.
+            # FlashAttention takes gaps in positions for packed sequences; RoPE has its own
+            # argument.
             kwargs["position_ids"] = None
         if args:
             return (hidden, *args[1:]), kwargs
@@ -331,9 +303,7 @@ class Mechanism:
         for own, new in zip(run.stages, outcome.stages, strict=True):
             own.extend(new)
         run.rows, run.places = outcome.rows, outcome.places
-        run.padding.append(padding_mask(run.rows, hidden.device))
-        run.visual.append([row.visual for row in run.rows])
-        run.lengths.append([row.length for row in run.rows])
+        run.note_layout(hidden.device)
         positions = self.positions(run)
         block = Block(
             index,
@@ -355,147 +325,25 @@ class Mechanism:
             return
         if run.prefill:
             if run.cache is not None:
-                self.store_blocks(run)
+                run.store_blocks(self.decoder.embed_tokens.weight.device)
             self.record(run)
         else:
             new = run.columns if run.new_mask is None else run.new_mask.sum(1)
             run.cache.logical += run.columns
             run.cache.logical_count = run.cache.logical_count + new
 
-    def store_blocks(self, run: Run) -> None:
-        """Write the blocks of a finished prefill onto its cache."""
-        device = self.decoder.embed_tokens.weight.device
-        firsts = [0, *(block.first_layer for block in run.blocks)]
-        run.cache.blocks = [
-            CacheBlock(first, padding, torch.tensor(lengths, device=device), max(lengths))
-            for first, padding, lengths in zip(firsts, run.padding, run.lengths, strict=True)
-        ]
-        run.cache.logical = run.columns
-        run.cache.logical_count = torch.tensor(run.real, device=device)
-
     def record(self, run: Run) -> None:
         """Add the rows with pictures to the trace."""
-        config = self.decoder.config
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        item = torch.finfo(next(self.decoder.parameters()).dtype).bits // 8
-        per_token = 2 * config.num_key_value_heads * size * item
-        edges = [0, *(block.first_layer for block in run.blocks), self.geometry.num_layers]
-        spans = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        samples = run.samples(self.decoder, self.geometry.num_layers)
         if run.cache is None:
-            # Without a cache generate() runs the whole prompt again for each token: one sample, not many.
-            ids = self.input_ids
-            assert ids is not None
-            if self.uncached is not None:
-                before, count = self.uncached
-                if ids.shape[1] > before.shape[1] and torch.equal(
-                    ids[:, : before.shape[1]], before
-                ):
-                    del self.trace.samples[len(self.trace.samples) - count :]
-            self.uncached = (ids, sum(1 for row in run.rows if row.segments))
-        for r, row in enumerate(run.rows):
-            if not row.segments:
-                continue
-            spread = lambda values: [
-                v[r] for v, s in zip(values, spans, strict=True) for _ in range(s)
-            ]  # noqa: B023,E731
-            self.trace.samples.append(
-                SampleTrace(
-                    row.segments[0].key,
-                    spread(run.visual),
-                    spread(run.lengths),
-                    per_token,
-                    run.stages[r],
-                )
-            )
+            # Without a cache generate() runs the whole prompt again for each token: one sample.
+            assert self.input_ids is not None
+            if self.uncached is not None and longer_by_one(self.input_ids, self.uncached[0]):
+                del self.trace.samples[len(self.trace.samples) - self.uncached[1] :]
+            self.uncached = (self.input_ids, len(samples))
+        self.trace.samples.extend(samples)
 
 
-def split_pictures(visual: np.ndarray, pictures: list[Picture]) -> list[list[Picture]]:
-    """The pictures of each row, in reading order.
-
-    Raises `ValueError` where the placeholders of a row do not add up to whole pictures.
-    """
-    out, rest = [], list(pictures)
-    for r, count in enumerate(visual.sum(1).tolist()):
-        own = []
-        while count > 0 and rest and rest[0].rows <= count:
-            own.append(rest.pop(0))
-            count -= own[-1].rows
-        if count:
-            raise ValueError(
-                f"row {r} has {int(visual[r].sum())} placeholders of visual tokens, which do not add up to "
-                f"its pictures ({', '.join(str(p.rows) for p in own) or 'none'}); put one run of "
-                "placeholders per picture into the prompt, without truncation"
-            )
-        out.append(own)
-    if rest:
-        raise ValueError(f"{len(rest)} pictures more than the prompts have placeholders for")
-    return out
-
-
-def stage_record(picture: Picture, place: int) -> StageTrace | None:
-    """The encoder stage's record, with the picture's place in its prompt."""
-    if picture.stage is None:
-        return None
-    stage = picture.stage
-    return StageTrace(
-        stage.place,
-        stage.layer,
-        place,
-        stage.identity,
-        stage.source,
-        stage.target,
-        stage.contextual,
-    )
-
-
-def repack(
-    visual: np.ndarray,
-    real: np.ndarray,
-    pictures: list[Picture],
-    embeds: Tensor,
-    rows: list[Row],
-) -> tuple[list[np.ndarray], list[np.ndarray], Tensor, Tensor]:
-    """Index of every prompt without padding and dropped rows; fills `rows`.
-
-    Returns: picks into the pool of embeddings [M, D'], picks into the pool of original positions [M'],
-    and both pools.
-    """
-    batch, width = visual.shape
-    device = embeds.device
-    pool, extra = [embeds.reshape(batch * width, -1)], batch * width
-    base_places = np.clip(np.cumsum(real, 1) - 1, 0, None)
-    place_pool, place_extra = [torch.from_numpy(base_places.reshape(-1)).to(device)], batch * width
-    index, places = [], []
-    for r, own in enumerate(split_pictures(visual, pictures)):
-        columns = np.flatnonzero(real[r])
-        is_visual = visual[r, columns]
-        row, picks, where, at = Row(0), [], [], 0
-        for number, picture in enumerate(own):
-            first = at + int(np.argmax(is_visual[at:]))
-            run = is_visual[first : first + picture.rows]
-            if len(run) < picture.rows or not run.all():
-                raise ValueError(
-                    f"row {r}: the {picture.rows} placeholders of picture {number} do not stand together"
-                )
-            before = r * width + columns[at:first]
-            stay = min(picture.rows, picture.tokens)
-            picks += [before, r * width + columns[first : first + stay]]
-            if picture.overflow is not None:
-                spill = picture.tokens - picture.rows
-                pool.append(picture.overflow.to(embeds.dtype))
-                picks.append(np.arange(extra, extra + spill))
-                extra += spill
-            place_pool.append(picture.slot.to(device) + int(base_places[r, columns[first]]))
-            where += [before, np.arange(place_extra, place_extra + picture.tokens)]
-            place_extra += picture.tokens
-            start = sum(len(p) for p in picks) - picture.tokens
-            row.segments.append(
-                Segment(start, picture.tokens, number, picture.identity, picture.sizes, picture.key)
-            )
-            at = first + picture.rows
-        after = r * width + columns[at:]
-        index.append(np.concatenate([*picks, after]))
-        places.append(np.concatenate([*where, after]))
-        row.length = len(index[-1])
-        rows.append(row)
-    return index, places, torch.cat(pool), torch.cat(place_pool)
+def longer_by_one(ids: Tensor, before: Tensor) -> bool:
+    """Whether `ids` [B, S + 1] goes on from `before` [B, S]."""
+    return ids.shape[1] == before.shape[1] + 1 and torch.equal(ids[:, :-1], before)

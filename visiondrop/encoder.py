@@ -1,8 +1,9 @@
 """The modified encoder: vision tower, one reduction at its end, projector.
 
-The number of feature rows stays what the placeholders in the prompt expect: rows that were dropped are
-NaN, so that stock code carries them and nothing wrong can come of one that slips through. What the rows
-mean travels as an attribute of each picture's tensor; stock beam expansion repeats the same objects.
+The number of feature rows stays what the placeholders in the prompt expect: rows that were dropped
+are NaN, so that stock code carries them and nothing wrong can come of one that slips through. What
+the rows mean travels as an attribute of each picture's tensor; stock beam expansion repeats the
+same objects.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Picture:
 
     Attributes:
         rows: feature rows that stock code sees (placeholders of the picture in the prompt).
-        tokens: visual tokens that enter the decoder, `tokens` <= `rows` unless all and CLS are kept.
+        tokens: visual tokens that enter the decoder, `tokens` <= `rows` unless all and CLS are
+            kept.
         identity: [tokens] patch id of each (CLS is -1).
         slot: [tokens] place of each in the unpruned run of placeholders.
         sizes: [tokens] patches that each stands for.
@@ -62,7 +64,8 @@ def pixel_key(pixels: Tensor) -> str:
 
 
 def picture_keys(pixel_values: Tensor, trace: Trace) -> list[str]:
-    """One key per picture; each is repeated where generate() repeated pictures for beams or samples.
+    """One key per picture; each is repeated where generate() repeated pictures for beams or
+    samples.
 
     Raises `ValueError` where the number of keys fits neither.
     """
@@ -71,7 +74,8 @@ def picture_keys(pixel_values: Tensor, trace: Trace) -> list[str]:
         return [pixel_key(pixels) for pixels in pixel_values]
     if not trace.keys or count % len(trace.keys):
         raise ValueError(
-            f"{len(trace.keys)} sample keys for {count} pictures: give one key per picture, in reading "
+            f"{len(trace.keys)} sample keys for {count} pictures: give one key per picture, in "
+            "reading "
             "order (trace.set_keys), or none"
         )
     repeat = count // len(trace.keys)

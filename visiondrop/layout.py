@@ -1,8 +1,8 @@
 """Where the visual tokens of a batch are, on the host.
 
-All lengths are known before any selection is (budgets are static), so a reduction re-packs a batch with
-one gather and never waits for the device. Rows are packed left-padded: the last token stands in the last
-column.
+All lengths are known before any selection is (budgets are static), so a reduction re-packs a batch
+with one gather and never waits for the device. Rows are packed left-padded: the last token stands
+in the last column.
 """
 
 from __future__ import annotations

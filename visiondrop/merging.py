@@ -1,7 +1,7 @@
 """Contextual merging as pure tensor functions: which token goes into which, and what comes out.
 
-`Reduction` is what every method returns for a group of pictures that hold equally many visual tokens:
-the new tokens and, as provenance, where each old token went.
+`Reduction` is what every method returns for a group of pictures that hold equally many visual
+tokens: the new tokens and, as provenance, where each old token went.
 
 Source: VisionDrop, "Contextual merging" (as in VisionZip, arXiv 2412.04467), released code.
 """
@@ -29,7 +29,8 @@ class Reduction:
     Attributes:
         features: [G, m, D], the new tokens in their order.
         source: [G, m], the old token whose place and identity each new token takes.
-        target: [G, n], the new token (0..m-1) that each old token became or went into, -1 if dropped.
+        target: [G, n], the new token (0..m-1) that each old token became or went into, -1 if
+            dropped.
         sizes: [G, m], how many patches each new token stands for (dropped ones are not counted).
         contextual: [G, m], true where the new token is a contextual (merged) one.
     """

@@ -3,7 +3,8 @@
     with method(model) as trace:
         model.generate(...)
 
-Nothing is patched globally: hooks are set on that model and removed on exit, also after an exception.
+Nothing is patched globally: hooks are set on that model and removed on exit, also after an
+exception.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Reducer(ABC):
         """Reduce before decoder layer `view.layer`; None skips the stage for these pictures."""
         return None
 
-    def check(self, geometry: Geometry) -> None:
-        """Refuse, before any compute, what cannot be done on a model of these sizes (`ValueError`)."""
+    def check(self, geometry: Geometry) -> None:  # noqa: B027
+        """Raise `ValueError`, before any compute, on what cannot be done at these sizes."""
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
         """Visual tokens that each decoder layer sees for one picture, by plan."""
@@ -126,7 +127,8 @@ class Reducer(ABC):
         self.check(geometry)
         if model in _ACTIVE:
             raise RuntimeError(
-                f"this model runs {_ACTIVE[model].name!r} already, {self.name!r} cannot be entered on top; "
+                f"this model runs {_ACTIVE[model].name!r} already, {self.name!r} cannot be "
+                "entered on top; "
                 "leave the first `with` block, or compose: `with (a + b)(model)`"
             )
         trace = Trace(self.to_dict(), geometry.grid)
@@ -167,7 +169,8 @@ class Composed(Reducer):
         ):
             if both:
                 raise ValueError(
-                    f"{first.name!r} and {second.name!r} both act {place}; compose one method before "
+                    f"{first.name!r} and {second.name!r} both act {place}; compose one method "
+                    "before "
                     "the LLM with one inside it"
                 )
         if first.positions != second.positions:

@@ -5,8 +5,9 @@ lists how many visual tokens each decoder layer sees; its mean is what every tab
 calls "average tokens".
 
 Source: VisionDrop (arXiv 2506.22283), section "Progressive dropping", and the released setting
-48/35/26/19 for an average of 32. The rule for other averages is read off from that setting: the first
-total is 1.5 T and the totals decay geometrically so that their mean over the decoder layers is T.
+48/35/26/19 for an average of 32. The rule for other averages is read off from that setting: the
+first total is 1.5 T and the totals decay geometrically so that their mean over the decoder layers
+is T.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ def stage_layers(num_layers: int) -> tuple[int, int, int]:
     layers = tuple(round(num_layers * k / 4) for k in (1, 2, 3))
     if len({0, *layers, num_layers}) != 5:
         raise ValueError(
-            f"a decoder of {num_layers} layers is too shallow for stages at 1/4, 1/2 and 3/4 of its "
-            "depth; at least 4 layers are needed. Give the stages yourself: VisionDrop(encoder=..., llm=...)"
+            f"a decoder of {num_layers} layers is too shallow for stages at 1/4, 1/2 and 3/4 of "
+            "its "
+            "depth; at least 4 layers are needed. Give the stages yourself: "
+            "VisionDrop(encoder=..., llm=...)"
         )
     return layers[0], layers[1], layers[2]
 
@@ -64,7 +67,8 @@ def solve_decay(weights: Sequence[float], entry: float) -> float:
     if entry < 1 or entry * weights[0] > 1:
         raise ValueError(
             f"no decay reaches the average: the first total is {entry:.3f} times the average and "
-            f"the first block holds {weights[0]:.3f} of the layers; the first total must be at least 1 "
+            f"the first block holds {weights[0]:.3f} of the layers; the first total must be at "
+            "least 1 "
             f"and at most {1 / weights[0]:.3f} times the average"
         )
     low, high = 0.0, 1.0
@@ -97,7 +101,8 @@ def geometric_totals(
 
 
 def split_total(total: int) -> Budget:
-    """(dominant, contextual) of a total: contextual is an eighth, rounded up (42+6, 30+5, 22+4, 16+3)."""
+    """(dominant, contextual) of a total: contextual is an eighth, rounded up (42+6, 30+5, 22+4, "
+    "16+3)."""
     contextual = ceil(total / 8)
     return total - contextual, contextual
 
@@ -114,8 +119,8 @@ def check_stages(
     Args:
         encoder: budget of the encoder stage or None.
         llm: budget per decoder layer before which the stage acts.
-        tokens: visual tokens of one picture that the first stage may choose from (CLS included where
-            the encoder has one and the encoder stage is used).
+        tokens: visual tokens of one picture that the first stage may choose from (CLS included
+            where the encoder has one and the encoder stage is used).
         num_layers: depth of the decoder.
 
     Raises `ValueError` naming the stage, the value, the limit and the remedy.
@@ -127,12 +132,14 @@ def check_stages(
     for layer, budget in llm.items():
         if not 0 < layer < num_layers:
             raise ValueError(
-                f"LLM stage before layer {layer}: the decoder has layers 0 to {num_layers - 1}, a stage "
+                f"LLM stage before layer {layer}: the decoder has layers 0 to {num_layers - 1}, a "
+                "stage "
                 f"can stand before layers 1 to {num_layers - 1}"
             )
         if layer <= previous:
             raise ValueError(
-                f"LLM stages out of order: layer {layer} comes after layer {previous}; list the stages "
+                f"LLM stages out of order: layer {layer} comes after layer {previous}; list the "
+                "stages "
                 "by rising layer"
             )
         previous = layer
@@ -140,22 +147,27 @@ def check_stages(
     for name, budget in stages:
         if len(budget) != 2 or any(isinstance(n, bool) or not isinstance(n, int) for n in budget):
             raise ValueError(
-                f"{name}: a budget is a pair of whole numbers (dominant, contextual), not {budget!r}"
+                f"{name}: a budget is a pair of whole numbers (dominant, contextual), not "
+                f"{budget!r}"
             )
         dominant, contextual = budget
         if dominant < 1 or contextual < 0:
             raise ValueError(
-                f"{name}: dominant {dominant} and contextual {contextual} given; at least 1 and 0 needed"
+                f"{name}: dominant {dominant} and contextual {contextual} given; at least 1 and 0 "
+                "needed"
             )
         if dominant > here:
             raise ValueError(
-                f"{name}: {dominant} dominant tokens asked for where {here} arrive; lower the budget to "
+                f"{name}: {dominant} dominant tokens asked for where {here} arrive; lower the "
+                "budget to "
                 f"at most {here}"
             )
         if contextual > here - dominant:
             raise ValueError(
-                f"{name}: {contextual} contextual tokens asked for where {here - dominant} tokens remain "
-                f"beside {dominant} dominant ones of {here}; lower contextual to {here - dominant} or fewer"
+                f"{name}: {contextual} contextual tokens asked for where {here - dominant} tokens "
+                "remain "
+                f"beside {dominant} dominant ones of {here}; lower contextual to "
+                f"{here - dominant} or fewer"
             )
         here = dominant + contextual
 

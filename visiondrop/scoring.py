@@ -66,19 +66,20 @@ def column_mean(
 ) -> Tensor:
     """How much the visual queries attend to each visual token: mean over heads and visual queries.
 
-    VisionDrop, LLM stage: softmax(Q K^T / sqrt(d)) of the visual rows over all keys that precede the
-    end of the picture (causality hides the rest), no renormalising, visual columns only.
+    VisionDrop, LLM stage: softmax(Q K^T / sqrt(d)) of the visual rows over all keys that precede
+    the end of the picture (causality hides the rest), no renormalising, visual columns only.
 
     Args:
         query: [G, H, n, d], queries of the n visual tokens, which are the last n of the keys.
         key: [G, H_kv, N, d] with N >= n and H a multiple of H_kv; the keys up to the picture's end.
         scale: 1 / sqrt(d).
         causal: whether query i may only see keys up to its own (decoders) or all N (encoders).
-        correction: what to do about causality, which hides later tokens from earlier queries, so that
-            a column's mean falls with its place even where attention is uniform.
-            "off": nothing (as released); "expectation": divide each column by its mean under uniform
-            attention; "no_mask": score without the mask (the text after the picture stays unseen);
-            "visible": divide by the number of queries that can see the column, instead of by n.
+        correction: what to do about causality, which hides later tokens from earlier queries, so
+            that a column's mean falls with its place even where attention is uniform.
+            "off": nothing (as released); "expectation": divide each column by its mean under
+            uniform attention; "no_mask": score without the mask (the text after the picture stays
+            unseen); "visible": divide by the number of queries that can see the column, instead of
+            by n.
 
     Returns: [G, n] in float32.
     """
@@ -112,7 +113,8 @@ def column_mean(
 
 
 def uniform_column_mean(n: int, start: int, device: torch.device | None = None) -> Tensor:
-    """The column mean of n visual tokens after `start` others if every query spread its attention evenly.
+    """The column mean of n visual tokens after `start` others if every query spread its attention
+    evenly.
 
     Column j is seen by queries i >= j, and query i spreads over start + i + 1 keys:
     (1/n) sum_{i>=j} 1 / (start + i + 1). Returns [n] in float32.
@@ -122,6 +124,7 @@ def uniform_column_mean(n: int, start: int, device: torch.device | None = None) 
 
 
 def top_tokens(scores: Tensor, k: int) -> Tensor:
-    """Indices [G, k] of the k highest scores [G, n], rising; among equals the earlier token wins."""
+    """Indices [G, k] of the k highest scores [G, n], rising; among equals the earlier token "
+    "wins."""
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     return order[:, :k].sort(dim=-1).values

@@ -1,7 +1,9 @@
-"""One LLM stage on a batch: group pictures that look alike, let the method reduce them, pack again."""
+"""One LLM stage on a batch: group pictures that look alike, let the method reduce them, pack "
+"again."""
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +24,18 @@ __all__ = ["StageOutcome", "run_stage"]
 
 @dataclass
 class StageOutcome:
-    """A batch after a stage: hidden states [B, S', D], original positions, layout, records per row."""
+    """A batch after a stage: hidden states [B, S', D], original positions, layout, records per "
+    "row."""
 
     hidden: Tensor
     places: Tensor | None
     rows: list[Row]
     stages: list[list[StageTrace]]
+
+
+def sample_keys(segments: list[Segment]) -> list[str]:
+    """The key of each picture's sample, empty where none was given."""
+    return [segment.key or "" for segment in segments]
 
 
 def run_stage(
@@ -82,7 +90,7 @@ def run_stage(
             torch.stack([segment.sizes for segment in segments]),
             project,
             adapter.scaling(layer),
-            make_keys=lambda segments=segments: [segment.key or "" for segment in segments],
+            make_keys=functools.partial(sample_keys, segments),
         )
         reduction = method.llm_stage(view)
         for g, ((r, s), segment) in enumerate(zip(members, segments, strict=True)):

@@ -161,7 +161,8 @@ class SampleTrace:
 class Trace:
     """The record of a `with method(model) as trace:` block.
 
-    `samples` holds one entry per row of every prefill, in order. Rows of text-only prefills are not in it.
+    `samples` holds one entry per row of every prefill, in order. Rows of text-only prefills are not
+    in it.
     """
 
     def __init__(self, method: dict[str, Any] | None = None, grid: tuple[int, int] = (24, 24)):
@@ -173,8 +174,8 @@ class Trace:
     def set_keys(self, keys: list[str] | None) -> None:
         """Name the pictures of the batches to come (one key per picture, in reading order).
 
-        Seeded methods draw by (seed, key), so that what they keep does not depend on batching. Without
-        keys a picture is named by a hash of its pixels.
+        Seeded methods draw by (seed, key), so that what they keep does not depend on batching.
+        Without keys a picture is named by a hash of its pixels.
         """
         self.keys = None if keys is None else [str(key) for key in keys]
 

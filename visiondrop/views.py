@@ -20,8 +20,10 @@ class EncoderView:
     """The vision tower's output, before the projector.
 
     Attributes:
-        features: [G, T, D], the hidden states that the projector would read; CLS first where there is one.
-        query, key: [G, H, T, d], projections (with bias, unscaled) of the layer that made `features`.
+        features: [G, T, D], the hidden states that the projector would read; CLS first where there
+            is one.
+        query, key: [G, H, T, d], projections (with bias, unscaled) of the layer that made
+            `features`.
         scale: 1 / sqrt(d).
         has_cls: whether token 0 is CLS.
         grid: (rows, columns) of patches.
@@ -60,8 +62,8 @@ class DecoderView:
         layer: 0-based decoder layer.
         hidden: [G, n, D], hidden states of the n visual tokens in their present order.
         sizes: [G, n], patches that each token stands for.
-        project: computes (query [G, H, n, d] of the visual tokens, key [G, H_kv, N, d] of all N tokens
-            up to the picture's end), both after RoPE at the present positions.
+        project: computes (query [G, H, n, d] of the visual tokens, key [G, H_kv, N, d] of all N
+            tokens up to the picture's end), both after RoPE at the present positions.
         scale: 1 / sqrt(d).
         keys: the sample key of each picture, for seeded methods.
     """

@@ -40,7 +40,8 @@ class TowerOutput:
     """What the vision tower gives for B pictures.
 
     Attributes:
-        features: [B, T, D], the hidden states that the projector reads, CLS first where there is one.
+        features: [B, T, D], the hidden states that the projector reads, CLS first where there is
+            one.
         query, key: [B, H, T, d], projections of the layer that made them, with bias, unscaled.
         scale: 1 / sqrt(d).
     """
@@ -120,7 +121,8 @@ def capture_projection(module: nn.Module, store: dict[str, Tensor], name: str) -
 def run_vit(tower: Any, pixel_values: Tensor, num_layers: int) -> TowerOutput:
     """Run the first `num_layers` layers of a CLIP or SigLIP tower, keeping the last one's q and k.
 
-    Layers above are not run: LLaVA reads hidden state -2, so its tower's last layer is never needed.
+    Layers above are not run: LLaVA reads hidden state -2, so its tower's last layer is never
+    needed.
     """
     hidden = tower.embeddings(pixel_values)
     if hasattr(tower, "pre_layrnorm"):

@@ -35,9 +35,11 @@ def build_method(
 
     Args:
         name: a name of `METHODS`.
-        tokens: the average number of visual tokens over decoder layers; None takes the method's default.
+        tokens: the average number of visual tokens over decoder layers; None takes the method's
+            default.
         model: the model or its configuration, for its sizes; or give `geometry`.
-        args: fields of the method by name, as typed; lists and numbers are read as JSON, never evaluated.
+        args: fields of the method by name, as typed; lists and numbers are read as JSON, never
+            evaluated.
 
     Raises `ValueError` naming what is wrong and what is possible.
     """

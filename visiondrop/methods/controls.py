@@ -30,7 +30,8 @@ class _KeepPatches(Reducer):
         """Refuse budgets beyond the picture."""
         if not 1 <= self.tokens <= geometry.num_patches:
             raise ValueError(
-                f"{self.name}: tokens={self.tokens} asked for where a picture has {geometry.num_patches} at "
+                f"{self.name}: tokens={self.tokens} asked for where a picture has "
+                f"{geometry.num_patches} at "
                 f"most; give 1 to {geometry.num_patches}"
             )
 

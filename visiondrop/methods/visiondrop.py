@@ -1,4 +1,5 @@
-"""VisionDrop: visual tokens judged by visual tokens, in stages, at the encoder and inside the LLM."""
+"""VisionDrop: visual tokens judged by visual tokens, in stages, at the encoder and inside the "
+"LLM."""
 
 from __future__ import annotations
 
@@ -29,21 +30,24 @@ from visiondrop.views import DecoderView, EncoderView
 class VisionDrop(Reducer):
     """VisionDrop (Xu et al., AAAI 2026, arXiv 2506.22283), training-free and text-free.
 
-    Encoder stage: score_j = sum over heads of softmax(q_CLS K^T / sqrt(d))_j in the layer that makes the
-    features; CLS and the best (dominant - 1) patches stay, the rest is folded into `contextual` tokens by
-    the cosine of head-averaged keys. LLM stage before layer l: score_j = mean over heads and visual
-    queries of softmax(Q K^T / sqrt(d))_j under the causal mask; the rest as before.
+    Encoder stage: score_j = sum over heads of softmax(q_CLS K^T / sqrt(d))_j in the layer that
+    makes the features; CLS and the best (dominant - 1) patches stay, the rest is folded into
+    `contextual` tokens by the cosine of head-averaged keys. LLM stage before layer l: score_j =
+    mean over heads and visual queries of softmax(Q K^T / sqrt(d))_j causally; the rest as before.
 
     The defaults of all options are the released code's behaviour.
 
     Args:
-        encoder: (dominant, contextual) at the vision encoder, CLS counted as dominant; None for no stage.
+        encoder: (dominant, contextual) at the vision encoder, CLS counted as dominant; None for no
+            stage.
         llm: decoder layer -> (dominant, contextual) before it, by rising layer.
         merge: "sum" (reference + mean of members), "mean", or "size-weighted" mean.
         positions: "renumbered" from 0 after each stage, or "original".
-        placement: contextual tokens "appended" behind the dominant ones or "in_place" of their reference.
+        placement: contextual tokens "appended" behind the dominant ones or "in_place" of their
+            reference.
         causal: correction of the LLM score's bias towards early tokens, see `scoring.column_mean`.
-        query: whose attention judges at the encoder: "cls", or all "patches" (always so without CLS).
+        query: whose attention judges at the encoder: "cls", or all "patches" (always so without
+            CLS).
     """
 
     name = "visiondrop"
@@ -74,14 +78,16 @@ class VisionDrop(Reducer):
     ) -> VisionDrop:
         """The schedule whose mean of visual tokens over the decoder layers is `tokens`.
 
-        Totals fall geometrically from `entry` x tokens (at most what there is); a contextual share of one
-        eighth, rounded up. Rounding can leave the true mean a quarter of a token off: see `ledger`.
+        Totals fall geometrically from `entry` x tokens (at most what there is); a contextual share
+        of one eighth, rounded up. Rounding can leave the true mean a quarter of a token off: see
+        `ledger`.
 
         Raises `ValueError` where no such schedule exists.
         """
         if not 2 <= tokens <= num_patches:
             raise ValueError(
-                f"an average of {tokens} visual tokens was asked for; a picture has {num_patches} at most "
+                f"an average of {tokens} visual tokens was asked for; a picture has {num_patches} "
+                "at most "
                 "and 2 are the least"
             )
         layers = stage_layers(num_layers)

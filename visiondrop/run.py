@@ -1,0 +1,94 @@
+"""The state of one forward pass; nothing of it outlives the pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visiondrop.cache import CacheBlock
+from visiondrop.layout import Row, padding_mask
+from visiondrop.trace import SampleTrace, StageTrace
+
+__all__ = ["Block", "Run"]
+
+
+@dataclass
+class Block:
+    """What the layers between two stages are handed."""
+
+    first_layer: int
+    mask: Tensor | None
+    positions: Tensor
+    cos_sin: tuple[Tensor, Tensor]
+
+
+@dataclass
+class Run:
+    """One forward pass.
+
+    Attributes:
+        prefill: whether it is a prefill with pictures, or goes on from one.
+        cache: the pruned KV cache, None without one.
+        rows: the present layout; visual, lengths, padding: per block so far, per row.
+        stages: records per row.
+        places: [B, S] positions in the unpruned sequence, None where positions are renumbered.
+        blocks: the blocks after the first (prefill), or all of them (decode).
+        columns: columns of the unpruned input; real: real tokens among them, per row.
+        new_mask: [B, columns] of a decode step, None where all are real.
+    """
+
+    prefill: bool
+    cache: Any
+    rows: list[Row] = field(default_factory=list)
+    visual: list[list[int]] = field(default_factory=list)
+    lengths: list[list[int]] = field(default_factory=list)
+    stages: list[list[StageTrace]] = field(default_factory=list)
+    padding: list[Tensor | None] = field(default_factory=list)
+    places: Tensor | None = None
+    blocks: list[Block] = field(default_factory=list)
+    columns: int = 0
+    real: list[int] = field(default_factory=list)
+    new_mask: Tensor | None = None
+
+    def note_layout(self, device: torch.device) -> None:
+        """The present rows are those of a new block."""
+        self.padding.append(padding_mask(self.rows, device))
+        self.visual.append([row.visual for row in self.rows])
+        self.lengths.append([row.length for row in self.rows])
+
+    def store_blocks(self, device: torch.device) -> None:
+        """Write the blocks of a finished prefill onto its cache."""
+        firsts = [0, *(block.first_layer for block in self.blocks)]
+        self.cache.blocks = [
+            CacheBlock(first, padding, torch.tensor(lengths, device=device), max(lengths))
+            for first, padding, lengths in zip(firsts, self.padding, self.lengths, strict=True)
+        ]
+        self.cache.logical = self.columns
+        self.cache.logical_count = torch.tensor(self.real, device=device)
+
+    def samples(self, decoder: Any, num_layers: int) -> list[SampleTrace]:
+        """The rows with pictures, for the trace of a prefill."""
+        config = decoder.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        item = torch.finfo(next(decoder.parameters()).dtype).bits // 8
+        per_token = 2 * config.num_key_value_heads * size * item
+        edges = [0, *(block.first_layer for block in self.blocks), num_layers]
+        spans = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+
+        def by_layer(values: list[list[int]], row: int) -> list[int]:
+            return [v[row] for v, span in zip(values, spans, strict=True) for _ in range(span)]
+
+        return [
+            SampleTrace(
+                row.segments[0].key,
+                by_layer(self.visual, r),
+                by_layer(self.lengths, r),
+                per_token,
+                self.stages[r],
+            )
+            for r, row in enumerate(self.rows)
+            if row.segments
+        ]
