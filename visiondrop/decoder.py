@@ -128,6 +128,13 @@ class Mechanism:
                 "labels were given, but dropped tokens have no logits to compare them with; "
                 "train or score losses outside the `with` block"
             )
+        whole = isinstance(keep := kwargs.get("logits_to_keep", 0), int) and keep == 0
+        with_pictures = kwargs.get("pixel_values") is not None or kwargs.get("mm_encoder_outputs")
+        if whole and with_pictures and (self.method.before_llm or self.method.inside_llm):
+            raise ValueError(
+                "logits of all positions were asked for, but dropped tokens have none; pass "
+                "logits_to_keep=n for the last n positions (1 for the next token)"
+            )
 
     def before_base(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the prompt's ids and, where they were encoded before, its pictures."""
