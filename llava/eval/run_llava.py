@@ -22,7 +22,7 @@ from llava.constants import (
 )
 from llava.conversation import get_template, infer_template
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
-from llava.model.builder import load_pretrained_model
+from llava.model.builder import load_config, load_pretrained_model
 
 
 def load_image(image_file: str) -> Image.Image:
@@ -54,16 +54,21 @@ def build_question(query: str, pictures: int, start_end: bool) -> str:
     return query.replace(IMAGE_PLACEHOLDER, mark)
 
 
-def build_reduction(args: argparse.Namespace, model: Any) -> Any:
-    """The method of `--method`, or a context that changes nothing."""
+def build_reduction(args: argparse.Namespace) -> Any:
+    """The method of `--method`, checked against the model's configuration; None without one."""
     if args.method is None:
         if args.tokens is not None or args.method_arg:
             raise ValueError("--tokens and --method-arg say how a method works; give --method too")
-        return contextlib.nullcontext()
+        return None
+    from visiondrop.adapters import geometry_of
     from visiondrop.methods import build_method
 
+    wrong = [pair for pair in args.method_arg if "=" not in pair]
+    if wrong:
+        raise ValueError(f"--method-arg {wrong[0]!r} is not of the form NAME=VALUE")
     settings = dict(pair.partition("=")[::2] for pair in args.method_arg)
-    return build_method(args.method, args.tokens, model=model, args=settings)(model)
+    geometry = geometry_of(load_config(args.model_path, args.model_base))
+    return build_method(args.method, args.tokens, geometry=geometry, args=settings)
 
 
 def eval_model(args: argparse.Namespace) -> str:
@@ -73,7 +78,9 @@ def eval_model(args: argparse.Namespace) -> str:
     images = [load_image(file) for file in args.image_file.split(args.sep)]
     name = get_model_name_from_path(args.model_path)
     conversation = get_template(args.conv_mode or infer_template(name))
-    build_question(args.query, len(images), False)  # a bad query fails before the model is loaded
+    # A bad query or budget fails before the model is loaded.
+    build_question(args.query, len(images), False)
+    method = build_reduction(args)
     tokenizer, model, image_processor, _ = load_pretrained_model(
         args.model_path, args.model_base, name, device=args.device
     )
@@ -87,7 +94,8 @@ def eval_model(args: argparse.Namespace) -> str:
         sampling = {"do_sample": True, "temperature": args.temperature}
         if args.top_p is not None:
             sampling["top_p"] = args.top_p
-    with torch.inference_mode(), build_reduction(args, model):
+    reduction = method(model) if method is not None else contextlib.nullcontext()
+    with torch.inference_mode(), reduction:
         output = model.generate(
             ids[None],
             images=process_images(images, image_processor, model.config),

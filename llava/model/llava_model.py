@@ -48,7 +48,7 @@ def flatten_images(images: Images | None) -> list[Tensor]:
     return pictures
 
 
-def _clamp_ids(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _clamp_ids(module: nn.Embedding, args: tuple[Any, ...]) -> tuple[Any, ...]:
     ids, *rest = args
     return (ids.clamp(max=module.weight.shape[0] - 1), *rest)
 
