@@ -111,7 +111,8 @@ class AnswerStore:
         if self._stream is None:
             self._stream = self._open_partial()
         end = self._stream.tell()
-        line = json_line({"batch": batch, "seconds": round(seconds, 6), "rows": list(rows)})
+        seconds = round(seconds, 6)
+        line = json_line({"batch": batch, "seconds": seconds, "rows": list(rows)})
         try:
             self._write(self._stream, line.encode())
         except OSError as error:
@@ -228,7 +229,7 @@ class AnswerStore:
         return self.partial.open("ab")
 
     def _all_seconds(self) -> list[float]:
-        return [round(self._seconds.get(k, 0.0), 6) for k in range(len(self.batches))]
+        return [self._seconds.get(k, 0.0) for k in range(len(self.batches))]
 
     # --- coming back ---------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llava.eval.answering import answer_questions
+from llava.eval.answering import LoadedModel, answer_questions
 from llava.eval.answers import AnswerStore
 from llava.eval.cli import (
     add_answer_flags,
@@ -30,6 +30,7 @@ from llava.eval.loading import load_model, read_config
 from llava.eval.planning import geometry_of_config, plan_one
 from llava.eval.preparing import QuestionDataset, build_prompt
 from llava.eval.samples import SHOWN, batches_of, check_images, chunk_of_batches, read_questions
+from llava.eval.wandb_log import LoggedRun, check_wandb, log_run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,22 +69,35 @@ def main(argv: list[str] | None = None) -> int:
     settings = run_settings(
         args, choice, config, args.question_file, run.method.to_dict(), args.seed
     )
+    if args.wandb:
+        check_wandb()
+    loaded: LoadedModel | None = None
+
+    def model_and_data() -> tuple[LoadedModel, QuestionDataset]:
+        nonlocal loaded
+        loaded = loaded or load_model(choice)
+        return loaded, QuestionDataset(
+            samples,
+            args.image_folder,
+            loaded.tokenizer,
+            loaded.image_processor,
+            loaded.model.config,
+            settings.conv_mode,
+            settings.image_aspect_ratio,
+            settings.blank_picture,
+        )
+
     with AnswerStore(args.answers_file, settings, samples, overwrite=args.overwrite) as store:
         if store.todo:
-            loaded = load_model(choice)
-            dataset = QuestionDataset(
-                samples,
-                args.image_folder,
-                loaded.tokenizer,
-                loaded.image_processor,
-                loaded.model.config,
-                settings.conv_mode,
-                settings.image_aspect_ratio,
-                settings.blank_picture,
-            )
+            model, dataset = model_and_data()
             workers = default_workers(settings.device) if args.workers is None else args.workers
-            answer_questions(loaded, run.method, store, dataset, workers=workers, label=run.cell)
+            answer_questions(model, run.method, store, dataset, workers=workers, label=run.cell)
         rows = store.finish()
+        if args.wandb:
+            note = Path(args.answers_file + ".wandb.json")
+            logged = LoggedRun(run.cell, note, settings, settings.to_dict(), {"n": len(rows)}, rows)
+            model, dataset = model_and_data()
+            print(log_run(logged, model, run.method, dataset))
     failed = [row for row in rows if "error" in row["metadata"]]
     print(f"{len(rows)} answers in {Path(args.answers_file)} ({store.computed} computed now)")
     for row in failed[:SHOWN]:

@@ -7,7 +7,7 @@ cannot be read becomes an error of its sample; the other samples of its batch go
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,14 @@ def load_picture(path: Path, blank: bool = False) -> Image.Image:
         return image.convert("RGB")
 
 
+def as_seen(image: torch.Tensor, processor: Any) -> Image.Image:
+    """The picture as the model sees it, padded or cropped, from its tensor (3, H, W)."""
+    whole = image[0] if image.dim() == 4 else image  # any-resolution: the overview tile
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
+    pixels = (whole.float().cpu() * std + mean).clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
 class QuestionDataset(Dataset[Prepared]):
     """Prepared questions by their place in the run."""
 
@@ -113,7 +121,7 @@ class QuestionDataset(Dataset[Prepared]):
 
 def batch_loader(
     dataset: QuestionDataset, batches: Sequence[range], workers: int
-) -> DataLoader[list[Prepared]]:
+) -> Iterable[list[Prepared]]:
     """A loader that yields the given batches in order, as lists."""
     return DataLoader(
         dataset,

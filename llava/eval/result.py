@@ -7,15 +7,17 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import visiondrop
 from llava.eval.answers import Row
 from llava.eval.benchmarks.base import Scores
 from llava.eval.files import write_atomically
 from llava.eval.settings import RunSettings
+from visiondrop.profiling.flops import ModelSize, prefill_flops
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -24,11 +26,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def versions() -> dict[str, str]:
     """Versions of what computes the answers."""
     out = {"python": sys.version.split()[0]}
-    for package in ("torch", "transformers", "visiondrop"):
-        try:
-            out[package] = version(package)
-        except PackageNotFoundError:
-            out[package] = "not installed"
+    for package in ("torch", "transformers"):
+        out[package] = version(package)
+    out["visiondrop"] = visiondrop.__version__
     return out
 
 
@@ -57,8 +57,6 @@ def mean_tokens(metadata: Mapping[str, Any]) -> float:
 
 def mean_flops(rows: Sequence[Row], config: Any) -> float | None:
     """Mean FLOPs of the prefill; None for a model whose shape has no formula here."""
-    from visiondrop.profiling.flops import ModelSize, prefill_flops
-
     try:
         size = ModelSize.from_config(config)
     except ValueError:

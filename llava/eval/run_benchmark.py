@@ -38,9 +38,10 @@ from llava.eval.planning import (
     uses_released_flags,
 )
 from llava.eval.preparing import build_prompt
-from llava.eval.running import Job, answer_part, check_runs, run_all
+from llava.eval.running import Job, answer_part, check_runs, log_to_wandb, run_all
 from llava.eval.samples import check_images, read_questions
 from llava.eval.table import markdown_table, print_table
+from llava.eval.wandb_log import check_wandb
 
 POCKET = "checkpoints/pocket-llava"
 METHODS = "full,visiondrop,random,uniform"
@@ -124,6 +125,8 @@ def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun]]:
     check_images(samples, files.images)
     benchmark.check(samples, files)
     build_prompt("", args.conv_mode)
+    if args.wandb:
+        check_wandb()
     choice = model_choice(args)
     config = read_config(choice)
     runs = plan(args, config)
@@ -173,9 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     write_atomically(table, markdown_table(title, results))
     console.print(f"the same in Markdown: {table}", highlight=False, soft_wrap=True)
     if args.wandb:
-        from llava.eval.wandb_log import log_runs
-
-        log_runs(job, runs, console)
+        for run in runs:
+            console.print(log_to_wandb(job, run), highlight=False, soft_wrap=True)
     failed = sum(result["failed"] for result in results)
     if failed:
         print(

@@ -6,7 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -25,6 +25,7 @@ from llava.eval.preparing import QuestionDataset
 from llava.eval.result import build_result, read_result, write_result
 from llava.eval.samples import Sample, batches_of, chunk_of_batches
 from llava.eval.settings import RunSettings
+from llava.eval.wandb_log import LoggedRun, log_run
 
 ANSWERS = "answers.jsonl"
 RESULT = "result.json"
@@ -69,6 +70,19 @@ class Job:
             overwrite=self.args.overwrite and part is None,
         )
 
+    def dataset(self, settings: RunSettings) -> QuestionDataset:
+        loaded = self.loaded
+        return QuestionDataset(
+            self.samples,
+            self.files.images,
+            loaded.tokenizer,
+            loaded.image_processor,
+            loaded.model.config,
+            settings.conv_mode,
+            settings.image_aspect_ratio,
+            settings.blank_picture,
+        )
+
     def answer(
         self,
         run: PlannedRun,
@@ -79,23 +93,20 @@ class Job:
         """Answer what is open of a run, in this process."""
         if not set(store.todo) & set(range(len(store.batches)) if batches is None else batches):
             return
-        settings, loaded = store.settings, self.loaded
-        dataset = QuestionDataset(
-            self.samples,
-            self.files.images,
-            loaded.tokenizer,
-            loaded.image_processor,
-            loaded.model.config,
-            settings.conv_mode,
-            settings.image_aspect_ratio,
-            settings.blank_picture,
-        )
+        settings = store.settings
         workers = self.args.workers
         if workers is None:
             workers = default_workers(settings.device)
         label = run.cell + (f" seed {run.seed}" if len(run.seeds) > 1 else "")
         answer_questions(
-            loaded, run.method, store, dataset, batches, workers, f"{label:<16}", position
+            self.loaded,
+            run.method,
+            store,
+            self.dataset(settings),
+            batches,
+            workers,
+            f"{label:<16}",
+            position,
         )
 
     def finish(self, run: PlannedRun, store: AnswerStore, computed: int) -> dict[str, Any]:
@@ -151,6 +162,23 @@ def run_all(
     return [_aggregate(job, cell, results) for cell, results in cells.items()]
 
 
+def log_to_wandb(job: Job, run: PlannedRun) -> str:
+    """Log a complete run; returns a line that says what was done."""
+    folder = run.folder(job.out)
+    result = read_result(folder / RESULT)
+    assert result is not None, "only complete runs are logged"
+    names = ("score", "n", "failed", "mean_tokens", "flops", "kv_bytes")
+    summary = {name: result[name] for name in names if result[name] is not None}
+    summary.update({f"types/{kind}": cell["score"] for kind, cell in result["types"].items()})
+    config = {k: v for k, v in result.items() if k not in (*names, "types", "computed")}
+    with job.store(run) as store:
+        settings, rows = store.settings, store.rows()
+    logged = LoggedRun(
+        f"{job.benchmark.name}/{run.cell}", folder / "wandb.json", settings, config, summary, rows
+    )
+    return log_run(logged, job.loaded, run.method, job.dataset(settings))
+
+
 def _computed_before(job: Job, run: PlannedRun, store: AnswerStore) -> int:
     """Answers that this command's other processes computed."""
     if job.processes == 1:
@@ -194,10 +222,6 @@ def _aggregate(job: Job, cell: str, results: list[dict[str, Any]]) -> dict[str, 
     }
     write_result(job.out / cell / RESULT, combined)
     return combined
-
-
-def stored_result(job: Job, run: PlannedRun) -> Mapping[str, Any] | None:
-    return read_result(run.folder(job.out) / RESULT)
 
 
 # --- several processes -----------------------------------------------------------------------

@@ -31,7 +31,7 @@ def relative(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) ->
 
 def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """The cells, row by row."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for result in results:
         score = format_number(result["score"], 2)
         if result.get("spread") is not None:
