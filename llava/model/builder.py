@@ -127,7 +127,7 @@ def _quantization(load_8bit: bool, load_4bit: bool) -> BitsAndBytesConfig | None
             "installed: pip install bitsandbytes"
         )
     # The projector and the tower are small and their outputs are compared: only the LM shrinks.
-    skip = ["lm_head", "vision_tower", "multi_modal_projector"]
+    skip = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
     if load_8bit:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(

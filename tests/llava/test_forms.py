@@ -221,6 +221,24 @@ def test_lora_on_a_bare_language_model(tmp_path, stock, tokenizer_bytes, picture
         load(folder)
 
 
+def test_mistral_language_model(tmp_path, tokenizer_bytes, pictures):
+    text = transformers.MistralConfig(**forms.TEXT, sliding_window=None)
+    vision = transformers.CLIPVisionConfig(**forms.VISION)
+    stock = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            vision_config=vision, text_config=text, image_token_index=forms.STOCK_IMAGE_TOKEN
+        )
+    ).eval()
+    forms.randomise(stock, seed=4)
+    folder = forms.write_v15(
+        tmp_path / "m", stock, tokenizer_bytes,
+        architectures=["LlavaMistralForCausalLM"], model_type="llava_mistral", sliding_window=None,
+    )  # fmt: skip
+    loaded = load(folder)
+    assert loaded[1].config.text_config.model_type == "mistral"
+    assert_same_answer(loaded, stock, pictures)
+
+
 def test_start_and_end_tokens_are_added(tmp_path, stock, tokenizer_bytes):
     """Tokens that the checkpoint's configuration asks for and its table has no rows for."""
     folder = forms.write_v15(tmp_path / "m", stock, tokenizer_bytes, mm_use_im_start_end=True)
