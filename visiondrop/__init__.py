@@ -12,6 +12,7 @@ from visiondrop.adapters import Geometry, geometry_of
 from visiondrop.merging import Reduction
 from visiondrop.methods import METHODS, Full, Random, Uniform, VisionDrop, build_method
 from visiondrop.reducer import Composed, Reducer
+from visiondrop.tower_cache import TowerCache
 from visiondrop.trace import Trace
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "Random",
     "Reducer",
     "Reduction",
+    "TowerCache",
     "Trace",
     "Uniform",
     "VisionDrop",

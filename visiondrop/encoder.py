@@ -8,6 +8,7 @@ same objects.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +96,11 @@ def encode_pictures(
 
     Returns: B tensors [rows, D']; each knows its `Picture` (`picture_of`).
     """
-    tower = adapter.encode(model, pixel_values, **kwargs)
+    if trace.pictures is None:
+        tower = adapter.encode(model, pixel_values, **kwargs)
+    else:
+        run = functools.partial(adapter.encode, model, **kwargs)
+        tower = trace.towers.encode(trace.pictures, pixel_values, run)
     has_cls, batch = geometry.has_cls, tower.features.shape[0]
     rows = geometry.num_patches + int(geometry.cls_in_prompt)
     tokens_in = tower.features.shape[1]

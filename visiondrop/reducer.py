@@ -21,6 +21,7 @@ from torch import nn
 from visiondrop.adapters.base import Geometry
 from visiondrop.merging import Reduction
 from visiondrop.schedule import mean_tokens
+from visiondrop.tower_cache import TowerCache
 from visiondrop.trace import Trace
 from visiondrop.views import DecoderView, EncoderView
 
@@ -107,12 +108,18 @@ class Reducer(ABC):
         return Composed(self, other)
 
     @contextmanager
-    def __call__(self, model: nn.Module, keys: list[str] | None = None) -> Iterator[Trace]:
+    def __call__(
+        self,
+        model: nn.Module,
+        keys: list[str] | None = None,
+        tower_cache: TowerCache | None = None,
+    ) -> Iterator[Trace]:
         """Apply the method to `model` for the length of a `with` block.
 
         Args:
             model: a supported transformers model (`visiondrop.adapters`).
             keys: sample keys for seeded methods, see `Trace.set_keys`.
+            tower_cache: where tower outputs are kept for pictures named by `Trace.set_pictures`.
 
         Raises:
             TypeError: unknown model family.
@@ -133,6 +140,8 @@ class Reducer(ABC):
             )
         trace = Trace(self.to_dict(), geometry.grid)
         trace.set_keys(keys)
+        if tower_cache is not None:
+            trace.towers = tower_cache
         _ACTIVE[model] = self
         mechanism = Mechanism(model, adapter, geometry, self, trace)
         try:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from visiondrop.tower_cache import TowerCache
+
 __all__ = ["CLS", "SampleTrace", "StageTrace", "Trace"]
 
 CLS = -1
@@ -170,6 +172,8 @@ class Trace:
         self.grid = grid
         self.samples: list[SampleTrace] = []
         self.keys: list[str] | None = None
+        self.pictures: list[str] | None = None
+        self.towers = TowerCache()
 
     def set_keys(self, keys: list[str] | None) -> None:
         """Name the pictures of the batches to come (one key per picture, in reading order).
@@ -178,6 +182,15 @@ class Trace:
         Without keys a picture is named by a hash of its pixels.
         """
         self.keys = None if keys is None else [str(key) for key in keys]
+
+    def set_pictures(self, names: list[str] | None) -> None:
+        """Tell equal pictures of the batches to come (one name per picture, in reading order).
+
+        Pictures of one name are encoded once: within a batch always, across batches and methods
+            where
+        a `TowerCache` was given. None encodes every picture as it comes.
+        """
+        self.pictures = None if names is None else [str(name) for name in names]
 
     def clear(self) -> None:
         """Forget the samples (long runs)."""
