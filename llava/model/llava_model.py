@@ -214,8 +214,8 @@ class LlavaForConditionalGeneration(LlavaCalls, transformers.LlavaForConditional
     ) -> tuple[list[int], dict[str, Any]]:
         vision = self.config.vision_config
         per_tile = (vision.image_size // vision.patch_size) ** 2
-        if self.config.vision_feature_select_strategy == "full":
-            per_tile += 1
+        per_tile += vision.model_type != "siglip_vision_model"  # SigLIP has no CLS
+        per_tile -= self.config.vision_feature_select_strategy == "default"
         tiles = [picture[None] if picture.dim() == 3 else picture for picture in pictures]
         counts = [len(tile) * per_tile for tile in tiles]
         return counts, {"pixel_values": self._tower_like(torch.cat(tiles))}

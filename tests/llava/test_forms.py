@@ -239,6 +239,26 @@ def test_mistral_language_model(tmp_path, tokenizer_bytes, pictures):
     assert_same_answer(loaded, stock, pictures)
 
 
+def test_siglip_tower_in_stock_layout(tmp_path, tokenizer_bytes, pictures):
+    """No CLS, all patches taken."""
+    settings = {key: value for key, value in forms.VISION.items() if key != "projection_dim"}
+    stock = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            vision_config=transformers.SiglipVisionConfig(**settings, vision_use_head=False),
+            text_config=transformers.LlamaConfig(**forms.TEXT),
+            image_token_index=forms.STOCK_IMAGE_TOKEN,
+            vision_feature_select_strategy="full",
+            vision_feature_layer=-1,
+        )
+    ).eval()
+    forms.randomise(stock, seed=5)
+    stock.save_pretrained(tmp_path / "m")
+    forms.write_tokenizer(
+        tmp_path / "m", tokenizer_bytes, tokenizer_class="LlamaTokenizer", add_bos_token=True
+    )
+    assert_same_answer(load(tmp_path / "m"), stock, pictures)
+
+
 def test_start_and_end_tokens_are_added(tmp_path, stock, tokenizer_bytes):
     """Tokens that the checkpoint's configuration asks for and its table has no rows for."""
     folder = forms.write_v15(tmp_path / "m", stock, tokenizer_bytes, mm_use_im_start_end=True)
