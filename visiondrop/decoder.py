@@ -29,7 +29,7 @@ from visiondrop.encoder import Picture, encode_pictures, picture_of, whole_pictu
 from visiondrop.layout import pack
 from visiondrop.prompt import read_prompt
 from visiondrop.reducer import Reducer
-from visiondrop.run import Block, Run
+from visiondrop.run import Block, Run, longer_by_one
 from visiondrop.stages import run_stage
 from visiondrop.trace import Trace
 
@@ -208,16 +208,15 @@ class Mechanism:
             # Gaps in the positions, no mask and no cache would be taken for packed sequences.
             padding = torch.ones(packed.shape[:2], dtype=torch.bool, device=device)
         kwargs["attention_mask"] = padding
-        kwargs["position_ids"] = self.positions(run)
+        kwargs["position_ids"] = self.positions(run, device)
         return kwargs
 
-    def positions(self, run: Run) -> Tensor:
+    def positions(self, run: Run, device: torch.device) -> Tensor:
         """[B, S] positions of the present packing."""
         if run.places is not None:
             return run.places
         padding, lengths = run.padding[-1], run.lengths[-1]
         width = max(lengths)
-        device = self.decoder.embed_tokens.weight.device
         if padding is None:
             return torch.arange(width, device=device).expand(len(lengths), -1)
         return (padding.long().cumsum(1) - 1).clamp(min=0)
@@ -297,6 +296,10 @@ class Mechanism:
         """One LLM stage: select and merge, pack again, open a new block."""
         if run.blocks:
             cos_sin = run.blocks[-1].cos_sin
+        # With a decoder spread over devices, the stage runs where its layer is.
+        device = self.decoder.layers[index].self_attn.q_proj.weight.device
+        if device.type != "meta":
+            hidden, cos_sin = hidden.to(device), (cos_sin[0].to(device), cos_sin[1].to(device))
         outcome = run_stage(
             self.adapter,
             self.decoder.layers[index],
@@ -311,7 +314,7 @@ class Mechanism:
             own.extend(new)
         run.rows, run.places = outcome.rows, outcome.places
         run.note_layout(hidden.device)
-        positions = self.positions(run)
+        positions = self.positions(run, hidden.device)
         block = Block(
             index,
             self.make_mask(outcome.hidden, run.padding[-1], run.cache, index),
@@ -349,8 +352,3 @@ class Mechanism:
                 del self.trace.samples[len(self.trace.samples) - self.uncached[1] :]
             self.uncached = (self.input_ids, len(samples))
         self.trace.samples.extend(samples)
-
-
-def longer_by_one(ids: Tensor, before: Tensor) -> bool:
-    """Whether `ids` [B, S + 1] goes on from `before` [B, S]."""
-    return ids.shape[1] == before.shape[1] + 1 and torch.equal(ids[:, :-1], before)

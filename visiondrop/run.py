@@ -12,7 +12,7 @@ from visiondrop.cache import CacheBlock
 from visiondrop.layout import Row, padding_mask
 from visiondrop.trace import SampleTrace, StageTrace
 
-__all__ = ["Block", "Run"]
+__all__ = ["Block", "Run", "longer_by_one"]
 
 
 @dataclass
@@ -92,3 +92,8 @@ class Run:
             for r, row in enumerate(self.rows)
             if row.segments
         ]
+
+
+def longer_by_one(ids: Tensor, before: Tensor) -> bool:
+    """Whether `ids` [B, S + 1] goes on from `before` [B, S]."""
+    return ids.shape[1] == before.shape[1] + 1 and torch.equal(ids[:, :-1], before)

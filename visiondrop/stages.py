@@ -65,6 +65,7 @@ def run_stage(
 
     pool, place_pool, size = [hidden.reshape(batch * width, -1)], [], batch * width
     if places is not None:
+        places = places.to(hidden.device)
         place_pool.append(places.reshape(-1))
     fresh: dict[tuple[int, int], tuple[int, Segment]] = {}
     records: list[list[StageTrace]] = [[] for _ in rows]
