@@ -39,8 +39,9 @@ class CacheBlock:
     length: int
 
     def extend(self, new: Tensor | None, length: int) -> None:
-        """Append `length` columns; `new` [B, length] bool is their mask, None where all are "
-        "real."""
+        """Append `length` columns; `new` [B, length] bool is their mask, None where all are
+        real.
+        """
         if self.mask is not None or new is not None:
             shape = (self.count.shape[0], length)
             if new is None:
@@ -91,8 +92,8 @@ class PrunedMixin:
         if not self.armed:
             raise RuntimeError(
                 "this KV cache was pruned by a visual-token reduction and its layers differ in "
-                "length; "
-                "go on with it only inside `with method(model):`, or start again without it"
+                "length; go on with it only inside `with method(model):`, or start again without "
+                "it"
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)  # type: ignore[misc]
 
@@ -155,14 +156,13 @@ def make_pruned(cache: Cache) -> PrunedMixin:
     """
     if isinstance(cache, StaticCache) or getattr(cache, "is_compileable", False):
         raise ValueError(
-            f"{type(cache).__name__} holds every layer at one fixed length; visual-token "
-            "reduction needs "
-            "a cache that grows: use cache_implementation=None (DynamicCache)"
+            f"{type(cache).__name__} holds every layer at one fixed length; visual-token reduction "
+            "needs a cache that grows: use cache_implementation=None (DynamicCache)"
         )
     if any(getattr(layer, "is_sliding", False) for layer in getattr(cache, "layers", [])):
         raise ValueError(
-            "sliding-window layers forget tokens by their distance, which reduction changes; "
-            "set text_config.sliding_window=None"
+            "sliding-window layers forget tokens by their distance, which reduction changes; set "
+            "text_config.sliding_window=None"
         )
     if not isinstance(cache, PrunedMixin):
         kind = type(cache)

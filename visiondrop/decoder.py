@@ -37,8 +37,9 @@ __all__ = ["Mechanism"]
 
 
 class Mechanism:
-    """One application of one method to one model; `attach` sets the hooks, `detach` removes "
-    "them."""
+    """One application of one method to one model; `attach` sets the hooks, `detach` removes
+    them.
+    """
 
     def __init__(
         self, model: Any, adapter: Adapter, geometry: Geometry, method: Reducer, trace: Trace
@@ -109,11 +110,9 @@ class Mechanism:
             if picture is None:
                 if self.method.before_llm:
                     raise ValueError(
-                        f"{self.method.name!r} reduces at the vision encoder but was handed "
-                        "features that "
-                        "were encoded elsewhere (mm_encoder_outputs from outside the `with` "
-                        "block, or "
-                        "prefill_chunk_size); give pixel_values and leave prefill_chunk_size unset"
+                        f"{self.method.name!r} reduces at the encoder but was handed features "
+                        "encoded elsewhere (mm_encoder_outputs from outside the `with` block, or "
+                        "prefill_chunk_size); give pixel_values, leave prefill_chunk_size unset"
                     )
                 picture = whole_picture(rows.shape[0], self.geometry, rows.device)
             pictures.append(picture)
@@ -125,8 +124,8 @@ class Mechanism:
         """Refuse what a shortened sequence cannot answer."""
         if kwargs.get("labels") is not None:
             raise ValueError(
-                "labels were given, but dropped tokens have no logits to compare them with; "
-                "train or score losses outside the `with` block"
+                "labels were given, but dropped tokens have no logits to compare them with; train "
+                "or score losses outside the `with` block"
             )
         whole = isinstance(keep := kwargs.get("logits_to_keep", 0), int) and keep == 0
         with_pictures = kwargs.get("pixel_values") is not None or kwargs.get("mm_encoder_outputs")
@@ -143,9 +142,7 @@ class Mechanism:
         encoded = kwargs.get("mm_encoder_outputs") or {}
         if encoded.get("image") is not None:
             if self.input_ids is None:
-                raise ValueError(
-                    "pictures with inputs_embeds: give input_ids, so that their place is known"
-                )
+                raise ValueError("pictures with inputs_embeds: give input_ids, to know their place")
             self.note_pictures(encoded["image"].pooler_output)
 
     def before_decoder(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -156,8 +153,7 @@ class Mechanism:
             if pictures:
                 raise ValueError(
                     "a further picture after a reduced prompt: start again with all pictures in "
-                    "one prompt, "
-                    "without past_key_values"
+                    "one prompt, without past_key_values"
                 )
             return args, self.go_on(cache, kwargs)
         if not pictures:
@@ -188,8 +184,7 @@ class Mechanism:
         if mask is not None and mask.dim() != 2:
             raise ValueError(
                 f"attention_mask has {mask.dim()} dimensions; a reduced prompt needs the "
-                "2-dimensional "
-                "mask of padding, [batch, length]"
+                "2-dimensional mask of padding, [batch, length]"
             )
         device = embeds.device
         token = self.adapter.image_token_id(self.model.config)

@@ -76,8 +76,7 @@ def picture_keys(pixel_values: Tensor, trace: Trace) -> list[str]:
     if not trace.keys or count % len(trace.keys):
         raise ValueError(
             f"{len(trace.keys)} sample keys for {count} pictures: give one key per picture, in "
-            "reading "
-            "order (trace.set_keys), or none"
+            "reading order (trace.set_keys), or none"
         )
     repeat = count // len(trace.keys)
     return [key for key in trace.keys for _ in range(repeat)]

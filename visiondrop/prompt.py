@@ -125,9 +125,8 @@ def split_pictures(visual: np.ndarray, pictures: list[Picture]) -> list[list[Pic
         if count:
             raise ValueError(
                 f"row {r} has {int(visual[r].sum())} placeholders of visual tokens, which do not "
-                "add up to "
-                f"its pictures ({', '.join(str(p.rows) for p in own) or 'none'}); put one run of "
-                "placeholders per picture into the prompt, without truncation"
+                f"add up to its pictures ({', '.join(str(p.rows) for p in own) or 'none'}); put "
+                "one run of placeholders per picture into the prompt, without truncation"
             )
         out.append(own)
     if rest:

@@ -134,9 +134,8 @@ class Reducer(ABC):
         self.check(geometry)
         if model in _ACTIVE:
             raise RuntimeError(
-                f"this model runs {_ACTIVE[model].name!r} already, {self.name!r} cannot be "
-                "entered on top; "
-                "leave the first `with` block, or compose: `with (a + b)(model)`"
+                f"this model runs {_ACTIVE[model].name!r} already, {self.name!r} cannot be entered "
+                "on top; leave the first `with` block, or compose: `with (a + b)(model)`"
             )
         trace = Trace(self.to_dict(), geometry.grid)
         trace.set_keys(keys)
@@ -179,8 +178,7 @@ class Composed(Reducer):
             if both:
                 raise ValueError(
                     f"{first.name!r} and {second.name!r} both act {place}; compose one method "
-                    "before "
-                    "the LLM with one inside it"
+                    "before the LLM with one inside it"
                 )
         if first.positions != second.positions:
             raise ValueError(

@@ -43,8 +43,7 @@ def stage_layers(num_layers: int) -> tuple[int, int, int]:
     if len({0, *layers, num_layers}) != 5:
         raise ValueError(
             f"a decoder of {num_layers} layers is too shallow for stages at 1/4, 1/2 and 3/4 of "
-            "its "
-            "depth; at least 4 layers are needed. Give the stages yourself: "
+            "its depth; at least 4 layers are needed. Give the stages yourself: "
             "VisionDrop(encoder=..., llm=...)"
         )
     return layers[0], layers[1], layers[2]
@@ -68,8 +67,7 @@ def solve_decay(weights: Sequence[float], entry: float) -> float:
         raise ValueError(
             f"no decay reaches the average: the first total is {entry:.3f} times the average and "
             f"the first block holds {weights[0]:.3f} of the layers; the first total must be at "
-            "least 1 "
-            f"and at most {1 / weights[0]:.3f} times the average"
+            f"least 1 and at most {1 / weights[0]:.3f} times the average"
         )
     low, high = 0.0, 1.0
     for _ in range(200):
@@ -101,8 +99,9 @@ def geometric_totals(
 
 
 def split_total(total: int) -> Budget:
-    """(dominant, contextual) of a total: contextual is an eighth, rounded up (42+6, 30+5, 22+4, "
-    "16+3)."""
+    """(dominant, contextual) of a total: contextual is an eighth, rounded up (42+6, 30+5, 22+4,
+    16+3).
+    """
     contextual = ceil(total / 8)
     return total - contextual, contextual
 
@@ -133,14 +132,12 @@ def check_stages(
         if not 0 < layer < num_layers:
             raise ValueError(
                 f"LLM stage before layer {layer}: the decoder has layers 0 to {num_layers - 1}, a "
-                "stage "
-                f"can stand before layers 1 to {num_layers - 1}"
+                f"stage can stand before layers 1 to {num_layers - 1}"
             )
         if layer <= previous:
             raise ValueError(
                 f"LLM stages out of order: layer {layer} comes after layer {previous}; list the "
-                "stages "
-                "by rising layer"
+                "stages by rising layer"
             )
         previous = layer
         stages.append((f"LLM stage before layer {layer}", budget))
@@ -159,14 +156,12 @@ def check_stages(
         if dominant > here:
             raise ValueError(
                 f"{name}: {dominant} dominant tokens asked for where {here} arrive; lower the "
-                "budget to "
-                f"at most {here}"
+                f"budget to at most {here}"
             )
         if contextual > here - dominant:
             raise ValueError(
                 f"{name}: {contextual} contextual tokens asked for where {here - dominant} tokens "
-                "remain "
-                f"beside {dominant} dominant ones of {here}; lower contextual to "
+                f"remain beside {dominant} dominant ones of {here}; lower contextual to "
                 f"{here - dominant} or fewer"
             )
         here = dominant + contextual

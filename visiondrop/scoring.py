@@ -124,7 +124,8 @@ def uniform_column_mean(n: int, start: int, device: torch.device | None = None) 
 
 
 def top_tokens(scores: Tensor, k: int) -> Tensor:
-    """Indices [G, k] of the k highest scores [G, n], rising; among equals the earlier token "
-    "wins."""
+    """Indices [G, k] of the k highest scores [G, n], rising; among equals the earlier token
+    wins.
+    """
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     return order[:, :k].sort(dim=-1).values

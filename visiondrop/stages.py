@@ -1,5 +1,6 @@
-"""One LLM stage on a batch: group pictures that look alike, let the method reduce them, pack "
-"again."""
+"""One LLM stage on a batch: group pictures that look alike, let the method reduce them, pack
+again.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ __all__ = ["StageOutcome", "run_stage"]
 
 @dataclass
 class StageOutcome:
-    """A batch after a stage: hidden states [B, S', D], original positions, layout, records per "
-    "row."""
+    """A batch after a stage: hidden states [B, S', D], original positions, layout, records per
+    row.
+    """
 
     hidden: Tensor
     places: Tensor | None

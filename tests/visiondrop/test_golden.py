@@ -40,8 +40,9 @@ def original(attention: str) -> Any:
 
 @functools.cache
 def stock(attention: str) -> Any:
-    """The plain transformers class with the same weights, and a placeholder inside its "
-    "vocabulary."""
+    """The plain transformers class with the same weights, and a placeholder inside its
+    vocabulary.
+    """
     wrapped = original(attention)
     model = LlavaForConditionalGeneration(wrapped.config)
     model.load_state_dict(wrapped.state_dict())
@@ -80,8 +81,9 @@ def run_original(attention: str, cases: list[dict], method: VisionDrop | None) -
 
 
 def run_stock(attention: str, cases: list[dict], method: VisionDrop | None) -> Any:
-    """-200 as the stock class wants it: 576 placeholders. Its table has no row for them: id 0 "
-    "stands in."""
+    """-200 as the stock class wants it: 576 placeholders. Its table has no row for them: id 0
+    stands in.
+    """
     model = stock(attention)
     token = model.config.image_token_id
     ids = []

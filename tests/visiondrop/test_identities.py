@@ -55,8 +55,9 @@ ATTENTIONS = ("sdpa", "eager")
 
 
 def cells() -> list[Any]:
-    """Every method with every family; the attention alternates so that each pair of values "
-    "meets."""
+    """Every method with every family; the attention alternates so that each pair of values
+    meets.
+    """
     out = []
     for i, (method, family) in enumerate(itertools.product(METHODS, FAMILIES)):
         out.append(

@@ -57,8 +57,9 @@ def test_column_mean_equals_loops(
 
 
 def test_uniform_attention_shows_the_bias_and_its_corrections() -> None:
-    """48 visual tokens after 35 others: the first scores 71 times the last; two corrections "
-    "make it 1."""
+    """48 visual tokens after 35 others: the first scores 71 times the last; two corrections
+    make it 1.
+    """
     q, k = torch.zeros(1, 1, 48, 4), torch.zeros(1, 1, 83, 4)
     ratio = {
         kind: float((s := column_mean(q, k, 1.0, correction=kind))[0, 0] / s[0, -1])

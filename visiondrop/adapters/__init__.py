@@ -31,8 +31,8 @@ def adapter_of(model: nn.Module) -> Adapter:
         if names & set(adapter.families):
             return adapter
     raise TypeError(
-        f"{type(model).__name__} is of no known family; known: {known_families()}. "
-        "CONTRIBUTING.md tells how to write an adapter"
+        f"{type(model).__name__} is of no known family; known: {known_families()}. CONTRIBUTING.md "
+        "tells how to write an adapter"
     )
 
 

@@ -50,8 +50,7 @@ class LlavaAdapter(Adapter):
         if not isinstance(index, int):
             raise ValueError(
                 f"vision_feature_layer={index!r}: features put together from several tower layers "
-                "have "
-                "no single attention to be judged by; use one layer, such as -2"
+                "have no single attention to be judged by; use one layer, such as -2"
             )
         tower = self.base(model).vision_tower
         return run_vit(

@@ -31,8 +31,7 @@ class _KeepPatches(Reducer):
         if not 1 <= self.tokens <= geometry.num_patches:
             raise ValueError(
                 f"{self.name}: tokens={self.tokens} asked for where a picture has "
-                f"{geometry.num_patches} at "
-                f"most; give 1 to {geometry.num_patches}"
+                f"{geometry.num_patches} at most; give 1 to {geometry.num_patches}"
             )
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:

@@ -1,5 +1,6 @@
-"""VisionDrop: visual tokens judged by visual tokens, in stages, at the encoder and inside the "
-"LLM."""
+"""VisionDrop: visual tokens judged by visual tokens, in stages, at the encoder and inside the
+LLM.
+"""
 
 from __future__ import annotations
 
@@ -87,8 +88,7 @@ class VisionDrop(Reducer):
         if not 2 <= tokens <= num_patches:
             raise ValueError(
                 f"an average of {tokens} visual tokens was asked for; a picture has {num_patches} "
-                "at most "
-                "and 2 are the least"
+                "at most and 2 are the least"
             )
         layers = stage_layers(num_layers)
         totals = geometric_totals(

@@ -174,8 +174,8 @@ def kv_bytes(config: Any, tokens_per_layer: Sequence[int], dtype_bytes: int) -> 
 def _check(size: ModelSize, ledger: list[int]) -> None:
     if len(ledger) != size.num_layers:
         raise ValueError(
-            f"{len(ledger)} token counts for a decoder of {size.num_layers} layers: "
-            "give one count a layer"
+            f"{len(ledger)} token counts for a decoder of {size.num_layers} layers: give one count "
+            "a layer"
         )
     if min(ledger) < 0:
         raise ValueError(f"a token count cannot be negative: {min(ledger)}")
