@@ -18,6 +18,8 @@ from llava.eval.errors import EvalError
 from llava.eval.preparing import Prepared, QuestionDataset, batch_loader, left_pad
 from llava.eval.samples import Sample
 from llava.eval.settings import RunSettings, digest_of_json
+from visiondrop import TowerCache, Trace
+from visiondrop.trace import SampleTrace
 
 
 @dataclass
@@ -66,11 +68,14 @@ def answer_questions(
     workers: int = 0,
     label: str = "",
     position: int = 0,
+    tower_cache: TowerCache | None = None,
 ) -> None:
     """Answer the batches of ``store`` that are still open (of ``batches``, if given).
 
     Each batch is on the disk before the next begins.  ``label`` names the run beside the progress
-    bar; ``position`` is the bar's line when several processes draw one each.
+    bar; ``position`` is the bar's line when several processes draw one each.  A picture with
+    several questions in a batch passes the vision tower once; with ``tower_cache`` also across
+    batches and runs.
     """
     wanted = range(len(store.batches)) if batches is None else batches
     todo = sorted(set(store.todo) & set(wanted))
@@ -81,7 +86,7 @@ def answer_questions(
     parent = os.getppid()
     loader = batch_loader(dataset, [store.batches[k] for k in todo], workers)
     bar = tqdm(total=total, initial=done, desc=label, unit="q", position=position, leave=True)
-    with bar, torch.inference_mode(), method(loaded.model) as trace:
+    with bar, torch.inference_mode(), method(loaded.model, tower_cache=tower_cache) as trace:
         start = time.perf_counter()
         for k, prepared in zip(todo, loader):
             rows = _answer_batch(loaded, store, prepared, trace)
@@ -89,6 +94,7 @@ def answer_questions(
             store.append(k, rows, now - start)
             start = now
             bar.update(len(rows))
+            trace.clear()
             if os.getppid() != parent:
                 raise EvalError("the process that started this one is gone; stopping")
 
@@ -106,7 +112,7 @@ def _answer_batch(
     if ready:
         samples = [store.samples[p.index] for p in ready]
         texts, new_tokens = generate(loaded, ready, samples, settings, trace)
-        traces = _last_traces(trace, len(ready), settings.num_beams)
+        traces = _traces(trace, ready, settings.num_beams)
         for p, sample, text, count, sample_trace in zip(ready, samples, texts, new_tokens, traces):
             metadata = {"text_tokens": _text_tokens(p), "new_tokens": count}
             if sample_trace is not None:
@@ -120,12 +126,13 @@ def generate(
     prepared: Sequence[Prepared],
     samples: Sequence[Sample],
     settings: RunSettings,
-    trace: Any = None,
+    trace: Trace,
 ) -> tuple[list[str], list[int]]:
     """Answers of one batch: texts, and the number of new tokens of each."""
     device = loaded.model.device
-    if trace is not None and hasattr(trace, "set_keys"):
-        trace.set_keys([sample.key for sample in samples])
+    shown = [sample for sample in samples if sample.image is not None]
+    trace.set_keys([sample.key for sample in shown])
+    trace.set_pictures([str(sample.image) for sample in shown])
     input_ids, mask = left_pad([p.input_ids for p in prepared], loaded.pad_id)
     options: dict[str, Any] = {
         "do_sample": settings.temperature > 0,
@@ -174,23 +181,18 @@ def _batch_seed(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:7])
 
 
-def _last_traces(trace: Any, count: int, num_beams: int) -> list[Any]:
-    """Traces of the batch just answered, one a sample (beams of a sample share one picture)."""
-    samples = list(getattr(trace, "samples", None) or [])
-    if len(samples) >= count * num_beams and num_beams > 1:
-        return samples[-count * num_beams :: num_beams]
-    if len(samples) >= count:
-        return samples[-count:]
-    return [None] * count
+def _traces(trace: Trace, prepared: Sequence[Prepared], num_beams: int) -> list[Any]:
+    """The batch's traces, one a sample; None for those without a picture.
+
+    Beams of a sample share one picture, so the first one's trace is the sample's."""
+    found = iter(trace.samples[::num_beams])
+    return [next(found, None) if p.image is not None else None for p in prepared]
 
 
-def describe_trace(sample_trace: Any) -> dict[str, Any]:
+def describe_trace(sample_trace: SampleTrace) -> dict[str, Any]:
     """Visual tokens per layer as runs ``[[tokens, layers], ...]``, and bytes of the KV cache."""
     layers = sample_trace.tokens_per_layer
-    described: dict[str, Any] = {
-        "visual_tokens": [[tokens, len(list(run))] for tokens, run in groupby(layers)]
+    return {
+        "visual_tokens": [[tokens, len(list(run))] for tokens, run in groupby(layers)],
+        "kv_bytes": sample_trace.kv_bytes,
     }
-    kv_bytes = getattr(sample_trace, "kv_bytes", None)
-    if kv_bytes is not None:
-        described["kv_bytes"] = int(kv_bytes)
-    return described

@@ -57,7 +57,7 @@ def add_model_flags(parser: argparse.ArgumentParser, default_model: str | None =
     group.add_argument("--load-4bit", action="store_true", help="needs bitsandbytes")
 
 
-def add_answer_flags(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:
+def add_answer_flags(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
     group = parser.add_argument_group("answering")
     group.add_argument("--conv-mode", default=env("CONV_MODE", "vicuna_v1"))
     group.add_argument(
@@ -68,8 +68,8 @@ def add_answer_flags(parser: argparse.ArgumentParser, max_new_tokens: int = 128)
     group.add_argument("--temperature", type=float, default=0.0)
     group.add_argument("--top_p", "--top-p", type=float, default=None)
     group.add_argument("--num_beams", "--num-beams", type=int, default=1)
-    group.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=max_new_tokens)
-    group.add_argument("--batch-size", type=int, default=env("BATCH", 1, int))
+    group.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=128)
+    group.add_argument("--batch-size", type=int, default=env("BATCH", batch_size, int))
     group.add_argument(
         "--workers",
         type=int,

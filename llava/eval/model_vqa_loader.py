@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--method-arg", action="append", metavar="NAME=VALUE", help="repeatable")
     p.add_argument("--seed", type=int, default=0, help="of sampling and of seeded methods")
     add_model_flags(p)
-    add_answer_flags(p)
+    add_answer_flags(p, batch_size=1)
     add_released_flags(p)
     return p
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from llava.eval.cli import parse_json_flag, parse_method_args
 from llava.eval.errors import EvalError
+from llava.eval.oracle import Oracle, Regions
 from visiondrop import Full, Reducer, VisionDrop
 from visiondrop.adapters import Geometry, geometry_of
 from visiondrop.methods import METHODS, build_method
@@ -95,13 +96,21 @@ def _is_pair(value: Any) -> bool:
 
 
 def check_name(name: str) -> None:
-    if name not in METHODS:
+    if name not in METHODS and name != Oracle.name:
         raise EvalError(f"unknown method {name!r}; known are {', '.join(sorted(METHODS))}")
 
 
-def is_seeded(method: Any) -> bool:
-    """Whether a method draws at random, which shows in its having a seed."""
-    return is_dataclass(method) and any(f.name == "seed" for f in fields(method))
+def field_names(method: type[Reducer]) -> set[str]:
+    """A method's hyper-parameters; one that draws at random has a "seed"."""
+    return {f.name for f in fields(method)}  # type: ignore[arg-type]
+
+
+def _check_args(names: Sequence[str], method_args: dict[str, str]) -> None:
+    known = {name: field_names(METHODS[name]) for name in names if name in METHODS}
+    for argument in method_args:
+        if not any(argument in found for found in known.values()):
+            has = "; ".join(f"{n}: {', '.join(sorted(f)) or 'none'}" for n, f in known.items())
+            raise EvalError(f"no method here has an argument {argument!r}; arguments of {has}")
 
 
 def make_method(
@@ -163,39 +172,46 @@ def plan_runs(
     seeds: Sequence[int],
     geometry: Geometry,
     method_args: dict[str, str] | None = None,
+    regions: Callable[[], Regions] | None = None,
 ) -> list[PlannedRun]:
     """Every method at every budget, seeded methods with every seed; the unpruned model once.
 
-    ``method_args`` go to every method but the unpruned one.
+    Args:
+        method_args: for the methods that have such a field; one that none has is an error.
+        regions: what the oracle knows of the samples; None where nothing is known.
     """
     if list(names) == ["all"]:
         names = sorted(METHODS, key=lambda name: (name != Full.name, name))
     for name in names:
         check_name(name)
+    _check_args(names, method_args or {})
     if not tokens and any(name != Full.name for name in names):
         raise EvalError("no token budget given; use --tokens or TOKENS, as in TOKENS=64")
+
+    def one(method: Reducer, budget: int, suffix: str = "", seed: int | None = None) -> PlannedRun:
+        first = seeds[0] if seed is None else seed
+        cell = (first,) if seed is None else tuple(dict.fromkeys(seeds))
+        return PlannedRun(method, budget, ledger_of(method, geometry), suffix, first, cell)
+
     runs: list[PlannedRun] = []
     for name in dict.fromkeys(names):
         if name == Full.name:
-            full = make_method(name, geometry.num_patches, geometry)
             runs.append(
-                PlannedRun(
-                    full,
-                    geometry.num_patches,
-                    ledger_of(full, geometry),
-                    seed=seeds[0],
-                    seeds=(seeds[0],),
-                )
+                one(make_method(name, geometry.num_patches, geometry), geometry.num_patches)
             )
-            continue
-        suffix = "".join(f"+{k}={v}" for k, v in sorted((method_args or {}).items()))
-        for budget in dict.fromkeys(tokens):
-            method = make_method(name, budget, geometry, method_args)
-            seeded = is_seeded(method) and "seed" not in (method_args or {})
-            wanted = tuple(dict.fromkeys(seeds)) if seeded else (seeds[0],)
-            for seed in wanted:
-                extra = {**(method_args or {}), **({"seed": str(seed)} if seeded else {})}
-                method = make_method(name, budget, geometry, extra)
-                ledger = ledger_of(method, geometry)
-                runs.append(PlannedRun(method, budget, ledger, suffix, seed, wanted))
+        elif name == Oracle.name:
+            if regions is None:
+                raise EvalError("the method 'oracle' works on the bundled TextVQA data only")
+            known = regions()
+            runs += [one(Oracle(budget, known), budget) for budget in dict.fromkeys(tokens)]
+        else:
+            own = {k: v for k, v in (method_args or {}).items() if k in field_names(METHODS[name])}
+            suffix = "".join(f"+{k}={v}" for k, v in sorted(own.items()))
+            for budget in dict.fromkeys(tokens):
+                if "seed" in own or "seed" not in field_names(METHODS[name]):
+                    runs.append(one(make_method(name, budget, geometry, own), budget, suffix))
+                    continue
+                for seed in dict.fromkeys(seeds):
+                    method = make_method(name, budget, geometry, {**own, "seed": str(seed)})
+                    runs.append(one(method, budget, suffix, seed))
     return runs

@@ -95,6 +95,7 @@ class QuestionDataset(Dataset[Prepared]):
         self.model_config.image_aspect_ratio = image_aspect_ratio
         self.conv_mode = conv_mode
         self.blank_picture = blank_picture
+        self._last: tuple[str, torch.Tensor, tuple[int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -108,6 +109,9 @@ class QuestionDataset(Dataset[Prepared]):
         prepared = Prepared(index, input_ids)
         if sample.image is None:
             return prepared
+        if self._last is not None and self._last[0] == sample.image:
+            _, prepared.image, prepared.image_size = self._last  # questions come picture by picture
+            return prepared
         try:
             picture = load_picture(self.image_folder / sample.image, self.blank_picture)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -116,6 +120,7 @@ class QuestionDataset(Dataset[Prepared]):
             return prepared
         prepared.image_size = picture.size
         prepared.image = process_images([picture], self.image_processor, self.model_config)[0]
+        self._last = (sample.image, prepared.image, picture.size)
         return prepared
 
 

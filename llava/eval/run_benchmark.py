@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from llava.eval.cli import (
 from llava.eval.errors import EXIT_FAILED_SAMPLES, EXIT_OK, EvalError, run_main
 from llava.eval.files import write_atomically
 from llava.eval.loading import read_config
+from llava.eval.oracle import Regions
 from llava.eval.planning import (
     PlannedRun,
     geometry_of_config,
@@ -42,11 +44,13 @@ from llava.eval.running import Job, answer_part, check_runs, log_to_wandb, run_a
 from llava.eval.samples import check_images, read_questions
 from llava.eval.table import markdown_table, print_table
 from llava.eval.wandb_log import check_wandb
+from visiondrop import TowerCache
 
 POCKET = "checkpoints/pocket-llava"
 METHODS = "full,visiondrop,random,uniform"
 # The bundled data is answered in part by default, so that a first try takes minutes on a CPU.
-POCKET_LIMIT = 300
+BUNDLED_LIMIT = 300
+BUNDLED_BATCH = 24  # whole pictures, of six questions each
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,6 +78,13 @@ def parser() -> argparse.ArgumentParser:
         default=env("NPROC", None, int),
         help="processes; all visible GPUs by default",
     )
+    p.add_argument(
+        "--tower-cache",
+        type=int,
+        default=0,
+        metavar="MIB",
+        help="keep so much of the vision tower's outputs for other runs (speeds are then unequal)",
+    )
     p.add_argument("--overwrite", action="store_true", help="throw away another run's answers")
     p.add_argument("--part", help=argparse.SUPPRESS)  # this is one of several processes
     add_model_flags(p, default_model=POCKET)
@@ -89,14 +100,20 @@ def parse_numbers(name: str, text: str) -> list[int]:
         raise EvalError(f"{name} must be whole numbers with commas between, got {text!r}") from None
 
 
-def default_limit(args: argparse.Namespace, benchmark: Benchmark) -> int | None:
-    """All questions of real data, the first few of the bundled data."""
+def set_defaults(args: argparse.Namespace, benchmark: Benchmark) -> int | None:
+    """Fill in batch size and limit: all questions of real data, some of the bundled data, one at
+    a time as in LLaVA; returns the limit."""
+    bundled = args.data in (None, benchmark.default_data)
+    if args.batch_size is None:
+        args.batch_size = BUNDLED_BATCH if bundled else 1
     if args.limit is not None:
         return parse_limit(args.limit)
-    return POCKET_LIMIT if args.data in (None, benchmark.default_data) else None
+    return BUNDLED_LIMIT if bundled else None
 
 
-def plan(args: argparse.Namespace, config: Any) -> list[PlannedRun]:
+def plan(
+    args: argparse.Namespace, config: Any, regions: Callable[[], Regions] | None = None
+) -> list[PlannedRun]:
     geometry = geometry_of_config(config)
     seeds = parse_numbers("SEEDS", args.seeds) or [0]
     args.seed = seeds[0]
@@ -106,11 +123,12 @@ def plan(args: argparse.Namespace, config: Any) -> list[PlannedRun]:
         one = plan_one(args, geometry)
         names = [n for n in (methods or "full").split(",") if n != one.method.name]
         budgets = parse_numbers("TOKENS", tokens) if tokens else [one.tokens]
-        others = plan_runs(names, budgets, seeds, geometry)
+        others = plan_runs(names, budgets, seeds, geometry, regions=regions)
         return [*others, one]
     names = [name.strip() for name in (args.methods or METHODS).split(",") if name.strip()]
     budgets = parse_numbers("TOKENS", args.tokens or "64")
-    return plan_runs(names, budgets, seeds, geometry, parse_method_args(args.method_arg))
+    given = parse_method_args(args.method_arg)
+    return plan_runs(names, budgets, seeds, geometry, given, regions)
 
 
 def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun]]:
@@ -118,7 +136,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun]]:
     benchmark = get_benchmark(args.benchmark)
     files = benchmark.files(args.data or benchmark.default_data)
     everything = read_questions(files.questions)
-    limit = default_limit(args, benchmark)
+    limit = set_defaults(args, benchmark)
     if limit is not None and limit < 1:
         raise EvalError(f"limit must be at least 1, got {limit}; use LIMIT=all for all questions")
     samples = everything[:limit]
@@ -129,11 +147,12 @@ def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun]]:
         check_wandb()
     choice = model_choice(args)
     config = read_config(choice)
-    runs = plan(args, config)
+    runs = plan(args, config, lambda: benchmark.regions(samples, files))
     processes = args.nproc or max(1, torch.cuda.device_count())
-    job = Job(
-        args, benchmark, files, samples, choice, config, Path(args.out) / benchmark.name, processes
-    )
+    out = Path(args.out) / benchmark.name
+    job = Job(args, benchmark, files, samples, choice, config, out, processes)
+    if args.tower_cache:
+        job.tower_cache = TowerCache(args.tower_cache * 2**20)
     args.of = len(everything)
     return job, runs
 

@@ -26,6 +26,7 @@ from llava.eval.result import build_result, read_result, write_result
 from llava.eval.samples import Sample, batches_of, chunk_of_batches
 from llava.eval.settings import RunSettings
 from llava.eval.wandb_log import LoggedRun, log_run
+from visiondrop import TowerCache
 
 ANSWERS = "answers.jsonl"
 RESULT = "result.json"
@@ -43,6 +44,7 @@ class Job:
     config: Any
     out: Path
     processes: int = 1
+    tower_cache: TowerCache | None = None
     _loaded: LoadedModel | None = None
 
     @property
@@ -107,6 +109,7 @@ class Job:
             workers,
             f"{label:<16}",
             position,
+            self.tower_cache,
         )
 
     def finish(self, run: PlannedRun, store: AnswerStore, computed: int) -> dict[str, Any]:

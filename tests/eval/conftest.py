@@ -139,7 +139,7 @@ def write_data(folder: Path, pictures: int = 5, questions_each: int = 4) -> Tiny
     data.questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
     data.annotations.write_text(json.dumps({"data": entries}))
     types = [
-        {"question_id": e["image_id"], "question": e["question"], "type": f"t{i % 2}"}
+        {"image_id": e["image_id"], "question": e["question"], "type": f"t{i % 2}"}
         for i, e in enumerate(entries)
     ]
     (folder / "regions.json").write_text(json.dumps(types))

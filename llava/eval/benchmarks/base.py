@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.errors import EvalError
+from llava.eval.oracle import Regions
 from llava.eval.samples import Sample
 
 
@@ -56,6 +57,10 @@ class Benchmark:
     def check(self, samples: Sequence[Sample], files: BenchmarkFiles) -> None:
         """Raise EvalError where a question could not be scored; called before any compute."""
         raise NotImplementedError
+
+    def regions(self, samples: Sequence[Sample], files: BenchmarkFiles) -> Regions:
+        """Patches that each question asks for, by sample key; EvalError where nobody knows."""
+        raise EvalError(f"nobody knows which patches {self.title}'s questions ask for: no oracle")
 
     def score(self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles) -> Scores:
         """Score the answers of a run."""

@@ -10,6 +10,7 @@ from typing import Any
 from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores, by_type, require_files
 from llava.eval.errors import EvalError
 from llava.eval.eval_textvqa import annotation_of, load_annotations, question_of, score_answers
+from llava.eval.oracle import Regions, regions_of
 from llava.eval.samples import Sample
 
 
@@ -44,6 +45,9 @@ class TextVQA(Benchmark):
         for sample in samples:
             annotation_of({"question_id": sample.question_id, "prompt": sample.prompt}, annotations)
 
+    def regions(self, samples: Sequence[Sample], files: BenchmarkFiles) -> Regions:
+        return regions_of(samples, read_regions(files.types), question_of)
+
     def score(self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles) -> Scores:
         per_sample = score_answers(rows, load_annotations(files.annotations))
         types = question_types(files.types)
@@ -53,14 +57,17 @@ class TextVQA(Benchmark):
 
 
 def question_types(path: Path | None) -> dict[tuple[str, str], str]:
-    """(question_id, lower-cased question) -> type, from the sample data's sidecar, if it is there.
+    """(image id, lower-cased question) -> type, from the sample data's sidecar, if it is there."""
+    return {key: entry["type"] for key, entry in read_regions(path).items()}
 
-    The sidecar is a list of ``{"question_id", "question", "type", ...}``."""
+
+def read_regions(path: Path | None) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """The sample data's sidecar, a list of ``{"image_id", "question", "type", "region": [patch
+    ids]}``, by (image id, lower-cased question); empty where there is none."""
     if path is None or not path.is_file():
         return {}
     try:
         entries = json.loads(path.read_bytes())
-        entries = entries["data"] if isinstance(entries, dict) else entries
-        return {(str(e["question_id"]), e["question"].lower()): e["type"] for e in entries}
+        return {(str(e["image_id"]), e["question"].lower()): e for e in entries if e["type"]}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise EvalError(f"{path} does not sort questions by type ({error!r}); remove it") from None
