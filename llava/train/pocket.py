@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, Subset
 
-from .pocket_data import Phase, PocketData
+from .pocket_data import Phase
 from .pocket_loss import Pocket
 from .pocket_model import SHAPES, export, make_model, make_tokenizer
 from .pocket_phases import CURRICULA
+from .pocket_pool import Local, Pool, Stats, add
 
 
 def make_optimizer(model: torch.nn.Module, lr: float, kind: str) -> list[torch.optim.Optimizer]:
@@ -109,32 +109,37 @@ class Run:
             f.write(line + "\n")
 
 
+def summary(sums: dict[str, float], seen: int) -> dict[str, object]:
+    """Means over the steps seen; of the answers, the share of right tokens for each type."""
+    out: dict[str, object] = {k: round(x / seen, 5) for k, x in sums.items() if "/" not in k}
+    kinds = [k.split("/")[1] for k in sums if k.startswith("n/")]
+    if kinds:
+        out["right"] = {k: round(sums["right/" + k] / max(sums["n/" + k], 1), 4) for k in kinds}
+    return out
+
+
 def train(run: Run, args: argparse.Namespace) -> bool:
     """Goes on until the curriculum, the minutes or the steps end. True when all is done."""
     device = torch.device(args.device)
-    half = not args.fp32
     run.start(device)
     phases, seed = CURRICULA[run.settings["config"]], run.settings["seed"]
+    source: Local | Pool
+    if device.type == "cpu" and args.helpers:
+        parts = max(p.micro for p in phases)
+        source = Pool(run.model, run.settings["shape"], seed, not args.fp32, args.helpers, parts)
+    else:
+        source = Local(run.model, run.tokenizer, not args.fp32, args.loaders)
     begin, saved, ran = time.time(), time.time(), 0
     run.model.train()
     while run.phase < len(phases):
         phase = phases[run.phase]
-        data = PocketData(phase, run.phase, seed, run.tokenizer)
-        rest = Subset(data, range(run.step, phase.steps))
-        loader = DataLoader(
-            rest, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None
-        )
-        sums: dict[str, float] = {}
+        sums: Stats = {}
         seen, clock = 0, time.time()
-        for batch in loader:
-            batch = {k: x.to(device, non_blocking=True) for k, x in batch.items()}
+        for stats in source.steps(phase, run.phase, seed, run.step):
             factor = rate(phase, run.step, run.total)
             for opt in run.optimizers:
                 for group in opt.param_groups:
                     group["lr"] = run.settings["lr"] * factor
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                out = run.model(batch, phase)
-            out["loss"].backward()
             torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
             for opt in run.optimizers:
                 opt.step()
@@ -142,14 +147,13 @@ def train(run: Run, args: argparse.Namespace) -> bool:
             run.step, run.total, ran = run.step + 1, run.total + 1, ran + 1
             run.pictures += phase.batch
             seen += 1
-            for k, x in out.items():
-                sums[k] = sums.get(k, 0.0) + float(x.detach())
+            sums = add(sums, stats)
             if run.total % args.log_every == 0:
                 speed = seen * phase.batch / (time.time() - clock)
                 run.log(
                     {"total": run.total, "phase": phase.name, "step": run.step}
                     | {"pictures": run.pictures, "lr": round(run.settings["lr"] * factor, 7)}
-                    | {k: round(x / seen, 5) for k, x in sums.items()}
+                    | summary(sums, seen)
                     | {"pictures_per_second": round(speed, 2)}
                 )
                 sums, seen, clock = {}, 0, time.time()
@@ -158,9 +162,11 @@ def train(run: Run, args: argparse.Namespace) -> bool:
                 saved = time.time()
             if time.time() - begin > 60 * args.minutes or (args.steps and ran >= args.steps):
                 run.save()
+                source.close()
                 return False
         run.phase, run.step = run.phase + 1, 0
         run.save()
+    source.close()
     return True
 
 
@@ -176,7 +182,8 @@ def main() -> None:
     p.add_argument("--opt", default="adamw", choices=("adamw", "muon"))
     p.add_argument("--fp32", action="store_true", help="no bf16 autocast")
     p.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
-    p.add_argument("--workers", type=int, default=1)
+    p.add_argument("--helpers", type=int, default=0, help="processes that share the work, on a CPU")
+    p.add_argument("--loaders", type=int, default=0, help="processes that make pictures, on a GPU")
     p.add_argument("--save-minutes", type=float, default=3.0)
     p.add_argument("--log-every", type=int, default=20)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from playground.pocket.labels import HEADS, cls_target, dense_labels
-from playground.pocket.questions import SUFFIX, Question, all_questions, reference_line
+from playground.pocket.questions import SUFFIX, TYPES, Question, all_questions, reference_line
 from playground.pocket.render import render
 from playground.pocket.scene import make_scene
 
@@ -35,12 +35,15 @@ class Phase:
     grid: int
     steps: int
     batch: int
+    micro: int = 1  # parts into which a step's batch is cut
     text_len: int = 0  # 0: dense labels alone
     dense: float = 1.0
     kinds: tuple[str, ...] = ("letter", "number", "word")
+    signs: tuple[int, int] = (1, 4)  # how many, end excluded
     quota: tuple[tuple[str, int], ...] = ()  # most questions of a type for each picture
     lr: float = 1.0  # multiplies the base rate
     stride: int = 1  # 2: every second decoder layer is left out (it writes zeros until it is used)
+    reference: float = 0.3  # share of questions with TextVQA's line of reference OCR tokens
     decay: bool = False  # linear to 5 % over this phase
 
 
@@ -55,17 +58,26 @@ def _choose(found: list[Question], quota: dict[str, int], rng: np.random.Generat
     return out
 
 
+def _window(grid: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Where, in patches, a small picture lies on the 24 x 24 grid: often in one of its corners."""
+    free = 24 - grid
+    if rng.random() < 0.7:
+        return free * int(rng.integers(2)), free * int(rng.integers(2))
+    return int(rng.integers(free + 1)), int(rng.integers(free + 1))
+
+
 class PocketData(Dataset[dict[str, torch.Tensor]]):
-    """Item i is batch i of a phase, a function of (seed, phase index, i) alone."""
+    """Item i is part i % micro of batch i // micro: a function of (seed, phase index, i) alone."""
 
     def __init__(self, phase: Phase, index: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
         self.phase, self.index, self.seed = phase, index, seed
         self.tok = tokenizer
         self.prefix = tokenizer(SYSTEM + " USER: ").input_ids
+        self.space = tokenizer(" ", add_special_tokens=False).input_ids[0]
         self._memo: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
-        return self.phase.steps
+        return self.phase.steps * self.phase.micro
 
     def ids(self, text: str) -> list[int]:
         if text not in self._memo:
@@ -74,54 +86,61 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
             self._memo[text] = self.tok(text, add_special_tokens=False).input_ids
         return self._memo[text]
 
-    def _round(self, q: Question, first: bool, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    def _round(
+        self, q: Question, first: bool, rng: np.random.Generator
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Tokens, labels and, where the answer's own tokens stand, the question's type."""
         lead = "\n" if first else "USER: "
         ids = self.ids(lead + q.text)
-        if rng.random() < 0.5:
+        if rng.random() < self.phase.reference:
             ids = ids + self.ids("\n" + reference_line(rng))
         ids = ids + self.ids("\n" + SUFFIX + " ASSISTANT:")
         answer = [*self.ids(" " + q.answer), self.tok.eos_token_id]
-        return ids + answer, [IGNORE] * len(ids) + answer
+        kind = [-1 if t == self.space else TYPES.index(q.type) for t in answer[:-1]] + [-1]
+        blind = [-1] * len(ids)
+        return ids + answer, [IGNORE] * len(ids) + answer, blind + kind
 
     def _pack(self, questions: list[Question], rng: np.random.Generator) -> dict[str, np.ndarray]:
         n = self.phase.text_len
         ids = np.full(n, self.tok.pad_token_id, np.int64)
         labels = np.full(n, IGNORE, np.int64)
-        pos, seg = np.zeros(n, np.int64), np.full(n, -1, np.int64)
+        pos, seg, kind = np.zeros(n, np.int64), np.full(n, -1, np.int64), np.full(n, -1, np.int64)
         at, number, queue = 0, 0, list(questions)
         while queue:
             chain = [self._round(queue.pop(0), True, rng)]
             if queue and rng.random() < 0.2:
                 chain.append(self._round(queue.pop(0), False, rng))
-            toks = [t for a, _ in chain for t in a]
-            labs = [t for _, b in chain for t in b]
+            toks, labs, kinds = ([t for c in chain for t in c[k]] for k in range(3))
             if at + len(toks) > n:
                 continue
             part = slice(at, at + len(toks))
-            ids[part], labels[part], seg[part] = toks, labs, number
+            ids[part], labels[part], kind[part], seg[part] = toks, labs, kinds, number
             pos[part] = np.arange(len(toks))
             at, number = at + len(toks), number + 1
-        return {"ids": ids, "labels": labels, "pos": pos, "seg": seg}
+        return {"ids": ids, "labels": labels, "pos": pos, "seg": seg, "kind": kind}
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         ph = self.phase
         items: list[dict[str, np.ndarray]] = []
-        for j in range(ph.batch):
-            key = (TRAIN_SEED + self.seed, self.index, i, j)
+        step, part = divmod(i, ph.micro)
+        size = ph.batch // ph.micro
+        for j in range(part * size, (part + 1) * size):
+            key = (TRAIN_SEED + self.seed, self.index, step, j)
             rng = np.random.default_rng([*key, 7003])
-            scene = make_scene(*key, size=ph.grid * 14, kinds=ph.kinds)
-            picture = render(scene, 90 if rng.random() < 0.3 else None)
+            x, y = _window(ph.grid, rng)
+            scene = make_scene(
+                *key, size=ph.grid * 14, kinds=ph.kinds, signs=ph.signs, origin=(x * 14, y * 14)
+            )
+            picture = render(scene, 84 if rng.random() < 0.3 else None)
             item = {"pixels": picture, "cls": cls_target(scene), **dense_labels(scene)}
+            grid = np.arange(576).reshape(24, 24)
+            item["grid_ids"] = grid[y : y + ph.grid, x : x + ph.grid].reshape(-1)
             if ph.text_len:
                 chosen = _choose(all_questions(scene, rng), dict(ph.quota), rng)
                 item |= self._pack(chosen, rng)
             items.append(item)
         batch = {k: torch.from_numpy(np.stack([it[k] for it in items])) for k in items[0]}
-        rng = np.random.default_rng([TRAIN_SEED + self.seed, self.index, i, 7004])
-        step = 24 // ph.grid
-        off = rng.integers(0, step, 2)
-        grid = np.arange(24 * 24).reshape(24, 24)[off[0] :: step, off[1] :: step].reshape(-1)
-        batch["grid_ids"] = torch.from_numpy(grid.copy())
+        rng = np.random.default_rng([TRAIN_SEED + self.seed, self.index, step, part, 7004])
         # Half of the small batches number their patches densely: as a prompt of another length.
         batch["stretch"] = torch.tensor(bool(rng.random() < 0.5))
         batch["prefix"] = torch.tensor(self.prefix)

@@ -27,13 +27,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 def vision_features(tower: nn.Module, pixels: Tensor, grid_ids: Tensor) -> Tensor:
     """(b, 1 + patches, width): hidden_states[-2] of a CLIP tower.
 
-    ``grid_ids`` (patches,) names the place of each patch on the tower's own grid, so that smaller
-    pictures can be spread over it. The last layer, which LLaVA never reads, is not run.
+    ``grid_ids`` (b, patches) names the place of each patch on the tower's own grid, so that a
+    smaller picture can be a window on it. The last layer, which LLaVA never reads, is not run.
     """
     emb = tower.embeddings
     x = emb.patch_embedding(pixels).flatten(2).transpose(1, 2)
     x = torch.cat([emb.class_embedding.expand(x.shape[0], 1, -1).to(x.dtype), x], dim=1)
-    where = torch.cat([grid_ids.new_zeros(1), grid_ids + 1])
+    where = torch.cat([torch.zeros_like(grid_ids[:, :1]), grid_ids + 1], dim=1)
     x = tower.pre_layrnorm(x + emb.position_embedding(where))
     b, n, width = x.shape
     for layer in tower.encoder.layers[:-1]:

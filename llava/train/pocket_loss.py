@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
 from playground.pocket.labels import CLS_SIZE, HEADS
+from playground.pocket.questions import TYPES
 
 from .pocket_data import IGNORE, Phase, normalize
 from .pocket_forward import decoder_states, vision_features
@@ -29,7 +30,7 @@ class Pocket(nn.Module):
         self.cls_head = nn.Linear(width, CLS_SIZE)
 
     def text_loss(self, feats: Tensor, batch: dict[str, Tensor], stride: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross entropy of the answers; and which first-to-last answer tokens are right."""
+        """Cross entropy of the answers; which of their tokens are right; the type of each."""
         model = self.llava.model
         image = model.multi_modal_projector(feats)
         b, n = image.shape[:2]
@@ -38,16 +39,17 @@ class Pocket(nn.Module):
         x = torch.cat([prefix, image, embed(batch["ids"]).to(image.dtype)], dim=1)
         p = prefix.shape[1]
         dev = x.device
-        grid = torch.where(batch["stretch"], batch["grid_ids"], torch.arange(n, device=dev))
+        dense = torch.arange(n, device=dev).expand(b, -1)
+        grid = torch.where(batch["stretch"], batch["grid_ids"], dense)
         span = torch.where(batch["stretch"], 576, n)
-        head = torch.cat([torch.arange(p, device=dev), p + grid]).expand(b, -1)
+        head = torch.cat([torch.arange(p, device=dev).expand(b, -1), p + grid], dim=1)
         pos = torch.cat([head, p + span + batch["pos"]], dim=1)
         out = decoder_states(model.language_model, x, pos, batch["seg"], p + n, stride)
         target = batch["labels"][:, 1:]
         where = target != IGNORE
         logits = self.llava.lm_head(out[:, :-1][where]).float()
         right = logits.argmax(-1) == target[where]
-        return F.cross_entropy(logits, target[where]), right, where
+        return F.cross_entropy(logits, target[where]), right, batch["kind"][:, 1:][where]
 
     def forward(self, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
         h = vision_features(
@@ -69,8 +71,12 @@ class Pocket(nn.Module):
         out["dense"], out["cls"] = dense.detach(), cls.detach()
         loss = phase.dense * (dense + 3.0 * cls)
         if phase.text_len:
-            text, right, _ = self.text_loss(h[:, 1:], batch, phase.stride)
-            out["text"], out["right"] = text.detach(), right.float().mean()
+            text, right, kind = self.text_loss(h[:, 1:], batch, phase.stride)
+            out["text"] = text.detach()
+            for i, name in enumerate(TYPES):
+                some = kind == i
+                out["n/" + name] = some.sum()
+                out["right/" + name] = right[some].sum()
             loss = loss + text
         out["loss"] = loss
         return out

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -147,11 +149,23 @@ def make_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig
     )
 
 
+def _sincos(side: int, width: int) -> torch.Tensor:
+    """(side * side, width): sines and cosines of both coordinates, so that near is alike."""
+    t = torch.arange(side, dtype=torch.float32)
+    f = math.pi / 2 * 0.02 ** (torch.arange(width // 4) / (width // 4))
+    one = torch.cat([torch.sin(t[:, None] * f), torch.cos(t[:, None] * f)], dim=1)
+    y, x = one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)
+    return torch.cat([y, x], dim=-1).reshape(side * side, width)
+
+
 def make_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     """Fresh weights; seed torch before. Every second decoder layer begins as the identity."""
     config = make_config(shape, tokenizer)
     config._attn_implementation = "sdpa"
     model = LlavaForConditionalGeneration(config)
+    # Random places make neighbours hard to find; these are trained on like any other.
+    places = model.model.vision_tower.embeddings.position_embedding.weight
+    places.data[1:] = 0.4 * _sincos(24, shape.vision_width)
     text = config.text_config
     for i, layer in enumerate(model.model.language_model.layers):
         scale = (2 * text.num_hidden_layers) ** -0.5
@@ -170,7 +184,6 @@ def export(
     """Writes the Hugging Face layout: bf16 safetensors, tokenizer, processor files."""
     import copy
 
-    import torch
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     folder = Path(folder)

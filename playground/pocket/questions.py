@@ -38,7 +38,7 @@ class Question:
 
 def _in_place(scene: Scene, place: tuple[float, float, float, float]) -> Thing | None:
     """The one shape wholly in the place, if nothing else touches the place."""
-    x0, y0, x1, y1 = (f * scene.size for f in place)
+    x0, y0, x1, y1 = place
     near = [
         t for t in scene.things
         if t.box[0] < x1 and t.box[2] > x0 and t.box[1] < y1 and t.box[3] > y0
@@ -72,7 +72,7 @@ def all_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     _count(rng, by_shape, add)
     for t in scene.signs():
         add(t.text_kind, t.text, [t], color=t.color)
-    for place, box in v.PLACES.items():
+    for place, box in scene.places().items():
         if (one := _in_place(scene, box)) is not None:
             add("place_color", one.color, [one], place=place)
             add("place_shape", one.shape, [one], place=place)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from . import vocabulary as v
 
 PATCH = 14
+WORLD = 336
 Box = tuple[int, int, int, int]
 
 
@@ -28,23 +29,42 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things on a square canvas of ``size`` pixels (a multiple of 14)."""
+    """Things on a square canvas of ``size`` pixels (a multiple of 14).
+
+    A canvas smaller than ``WORLD`` is a window on it, with its corner at ``origin`` (x, y): places
+    are those of the whole, so that what is learned on windows holds for full pictures.
+    """
 
     size: int
     things: tuple[Thing, ...]
     seed: tuple[int, ...]
-    rare_shapes: frozenset[str] = field(default_factory=frozenset)
-    rare_colors: frozenset[str] = field(default_factory=frozenset)
+    origin: tuple[int, int] = (0, 0)
 
     @property
     def grid(self) -> int:
         return self.size // PATCH
+
+    def places(self) -> dict[str, tuple[float, float, float, float]]:
+        """Boxes, in pixels of this canvas, of the places that lie wholly inside it."""
+        return visible_places(self.size, self.origin)
 
     def shapes(self) -> list[Thing]:
         return [t for t in self.things if t.kind == "shape"]
 
     def signs(self) -> list[Thing]:
         return [t for t in self.things if t.kind == "sign"]
+
+
+def visible_places(
+    size: int, origin: tuple[int, int]
+) -> dict[str, tuple[float, float, float, float]]:
+    out = {}
+    for name, (x0, y0, x1, y1) in v.PLACES.items():
+        ox, oy = origin
+        box = (x0 * WORLD - ox, y0 * WORLD - oy, x1 * WORLD - ox, y1 * WORLD - oy)
+        if min(box) >= 0 and max(box) <= size:
+            out[name] = box
+    return out
 
 
 class _Floor:
@@ -67,16 +87,16 @@ class _Floor:
 
 def _place(
     rng: np.random.Generator, floor: _Floor, w: int, h: int, center: tuple[int, int] | None,
-    spread: float, within: tuple[float, float, float, float] | None = None,
+    spread: float, within: tuple[float, ...] | None = None,
 ) -> Box | None:  # fmt: skip
-    """A free box of w x h pixels: near ``center``, or anywhere, or ``within`` a fraction box."""
+    """A free box of w x h pixels: near ``center``, or anywhere, or ``within`` a box."""
     n = floor.size
     if max(w, h) > n - 4:
         return None
     for _ in range(24):
         if within is not None:
-            x = int(rng.integers(int(within[0] * n) + 1, max(int(within[2] * n) - w, 2) + 1))
-            y = int(rng.integers(int(within[1] * n) + 1, max(int(within[3] * n) - h, 2) + 1))
+            x = int(rng.integers(int(within[0]) + 1, int(within[2]) - w))
+            y = int(rng.integers(int(within[1]) + 1, int(within[3]) - h))
         elif center is not None:
             x = int(center[0] + rng.normal() * spread - w / 2)
             y = int(center[1] + rng.normal() * spread - h / 2)
@@ -107,11 +127,13 @@ def sign_size(text: str, font: int, cap: int) -> tuple[int, int]:
 
 
 def make_scene(
-    *seed: int, size: int = 336, kinds: tuple[str, ...] = ("letter", "number", "word")
-) -> Scene:
+    *seed: int, size: int = WORLD, kinds: tuple[str, ...] = ("letter", "number", "word"),
+    signs: tuple[int, int] = (2, 5), origin: tuple[int, int] = (0, 0),
+) -> Scene:  # fmt: skip
     """The scene of a seed: crowded clusters of one- and two-patch things beside empty ground.
 
     Rare shapes occur once (so "the star" is one thing), rare colours likewise; the others repeat.
+    ``signs`` is the range of their number, end excluded.
     """
     rng = np.random.default_rng(list(seed) + [7001])
     area = (size / 336) ** 2
@@ -123,34 +145,37 @@ def make_scene(
     centers = [tuple(rng.integers(size // 5, size - size // 5, 2)) for _ in range(2 if area > 0.5 else 1)]
     spread = 30 + 20 * area
 
-    n_sign = int(rng.integers(2, 5)) if area > 0.5 else int(rng.integers(1, 3))
-    sign_colors = rng.permutation(common_c)
-    for i in range(n_sign):
-        text_kind, text = _sign_text(rng, kinds)
-        font, cap = int(rng.integers(len(v.FONTS))), int(rng.integers(23, 28) if text_kind == "word" else rng.integers(26, 33))
-        w, h = sign_size(text, font, cap)
-        near = centers[0] if rng.random() < 0.3 else None
-        if box := _place(rng, floor, w, h, near, spread):
-            things.append(Thing("sign", str(sign_colors[i]), box, "", text, text_kind, font, cap))
-
-    n_rs = int(rng.integers(2, 5))
-    n_rc = int(rng.integers(1, 4))
+    n_rs, n_rc = int(rng.integers(2, 5)), int(rng.integers(1, 4))
     n_cc = int(rng.integers(6, 15)) if area > 0.5 else int(rng.integers(1, 5))
     plan = [(rare_s[i], common_c[int(rng.integers(5))]) for i in range(n_rs)]
     plan += [(common_s[int(rng.integers(4))], rare_c[i]) for i in range(n_rc)]
-    # Common things lean to two of the four common shapes, so that counts above two happen.
+    # Common things lean to one of the four common shapes, so that counts above two happen.
     plan += [
         (common_s[min(int(rng.integers(6)), 3)], common_c[int(rng.integers(5))])
         for _ in range(n_cc)
     ]
-    for j in rng.permutation(len(plan)):
-        shape, color = plan[j]
+    plan = [plan[int(j)] for j in rng.permutation(len(plan))]
+
+    def put(near: tuple[int, int] | None, within: tuple[float, ...] | None = None) -> None:
+        shape, color = plan.pop()
         s = int(rng.integers(15, 24))
-        lonely = rng.random()
-        near = None if lonely < 0.5 else centers[int(rng.integers(len(centers)))]
-        within = None
-        if lonely < 0.25:
-            within = list(v.PLACES.values())[int(rng.integers(len(v.PLACES)))]
         if box := _place(rng, floor, s, s, near, spread, within):
             things.append(Thing("shape", str(color), box, str(shape)))
-    return Scene(size, tuple(things), tuple(seed), frozenset(rare_s), frozenset(rare_c))
+
+    for place in visible_places(size, origin).values():
+        if rng.random() < 0.5:  # one thing alone in a corner
+            put(None, place)
+            floor.take(tuple(int(x) for x in place))
+
+    sign_colors = rng.permutation(common_c)
+    for i in range(int(rng.integers(*signs))):
+        text_kind, text = _sign_text(rng, kinds)
+        font = int(rng.integers(len(v.FONTS)))
+        cap = int(rng.integers(23, 28) if text_kind == "word" else rng.integers(26, 33))
+        w, h = sign_size(text, font, cap)
+        near = centers[0] if rng.random() < 0.3 else None
+        if box := _place(rng, floor, w, h, near, spread):
+            things.append(Thing("sign", str(sign_colors[i]), box, "", text, text_kind, font, cap))
+    while plan:
+        put(None if rng.random() < 0.4 else centers[int(rng.integers(len(centers)))])
+    return Scene(size, tuple(things), tuple(seed), origin)

@@ -1,0 +1,36 @@
+"""Makes the sample sets: ``python -m playground.generate --out playground/data/eval/textvqa``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from playground.pocket.formats import check, write_textvqa
+
+SAMPLE_SEED = 20260  # training uses seeds from 1,000,000 on
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--out", type=Path, default=Path("playground/data/eval/textvqa"))
+    p.add_argument("--questions", type=int, default=2400)
+    p.add_argument("--per-picture", type=int, default=6)
+    p.add_argument("--seed", type=int, default=SAMPLE_SEED)
+    p.add_argument("--check", action="store_true", help="compare with the checksums, write nothing")
+    args = p.parse_args()
+    if args.seed >= 1_000_000:
+        p.error(f"--seed {args.seed}: seeds from 1,000,000 on are training's; take a smaller one")
+    if args.questions < 1 or args.per_picture < 1:
+        p.error("--questions and --per-picture must be at least 1")
+    if args.check:
+        bad = check(args.out)
+        raise SystemExit(f"differ from SHA256SUMS: {', '.join(bad)}" if bad else 0)
+    shutil.rmtree(args.out / "train_images", ignore_errors=True)
+    counts = write_textvqa(args.out, args.questions, args.per_picture, args.seed)
+    for name, n in counts.items():
+        print(f"{name:12} {n:5}")
+
+
+if __name__ == "__main__":
+    main()
