@@ -65,9 +65,9 @@ def prompt(model: Any, text_tokens: int) -> dict[str, torch.Tensor]:
     before = text_tokens // 2
     is_text = torch.ones_like(ids, dtype=torch.bool)
     is_text[:, before : before + geometry.num_patches] = False
-    ids[is_text] = torch.randint(
-        3, image_id if image_id > 3 else 32, (text_tokens,), generator=generator
-    )
+    vocabulary = model.config.text_config.vocab_size
+    text = torch.randint(vocabulary - 1, (text_tokens,), generator=generator)
+    ids[is_text] = text + (text >= image_id)  # any token but the placeholder
     pixels = torch.randn(1, 3, side, side, generator=generator).to(device, model.dtype)
     return {
         "input_ids": ids.to(device),
