@@ -1,0 +1,207 @@
+"""The bundled model's table: every question type, every budget, with the controls beside it.
+
+    python -m llava.eval.pocket_table        (bash scripts/tables/pocket.sh sets everything up)
+
+Rows: the full model; the same with every picture blanked out; the best constant answer; then
+VisionDrop, random (mean and spread of three seeds), uniform, and an oracle that keeps the patches
+which the question asks for.  Stopped and started again, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from llava.eval import run_benchmark
+from llava.eval.benchmarks.textvqa import TextVQA, read_regions
+from llava.eval.errors import EXIT_OK, EvalError, run_main
+from llava.eval.eval_textvqa import annotation_of, load_annotations, question_of
+from llava.eval.files import write_atomically
+from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
+from llava.eval.result import read_result
+from llava.eval.samples import Sample, read_questions
+from llava.eval.table import markdown
+
+METHODS = ("visiondrop", "random", "uniform", "oracle")
+TOKENS = (192, 128, 64, 32)
+SEEDS = (0, 1, 2)
+STEM = "pocket_textvqa"
+FULL, BLANK, CONSTANT = "full", "full, picture blanked out", "best constant answer"
+
+Cell = dict[str, float]
+Line = dict[str, Any]
+
+
+def constant_answer(samples: Sequence[Sample], data: Path) -> dict[str, Cell]:
+    """Score of the best constant answer of each type, and of the best single one for all.
+
+    It is chosen on the very questions that it is scored on, so no constant does better.
+    """
+    files = TextVQA().files(data)
+    annotations, kinds = load_annotations(files.annotations), read_regions(files.types)
+    evaluator = TextVQAAccuracyEvaluator()
+    totals: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    counts: dict[str, int] = defaultdict(int)
+    for sample in samples:
+        row = {"question_id": sample.question_id, "prompt": sample.prompt}
+        scores = evaluator.answer_scores(annotation_of(row, annotations)["answers"])
+        kind = kinds[str(sample.question_id), question_of(sample.prompt)]["type"]
+        for group in (kind, "all"):
+            counts[group] += 1
+            for answer, score in scores.items():
+                totals[group][answer] += score
+    return {
+        group: {"score": 100 * max(answers.values()) / counts[group], "n": counts[group]}
+        for group, answers in totals.items()
+    }
+
+
+def line_of(result: Mapping[str, Any], label: str, tokens: float | None) -> Line:
+    """One row of the table from a result json."""
+    cells = {"all": {k: result[k] for k in ("score", "spread", "n") if k in result}}
+    cells.update(result["types"])
+    return {"method": label, "tokens": tokens, "cells": cells, "result": dict(result)}
+
+
+def collect(out: Path, samples: Sequence[Sample], data: Path, tokens: Sequence[int]) -> list[Line]:
+    """All rows, from the results of the runs."""
+
+    def stored(folder: Path) -> dict[str, Any]:
+        result = read_result(folder / "result.json")
+        if result is None:
+            raise EvalError(f"no result in {folder}; run the same command again")
+        return result
+
+    full = stored(next((out / "seen" / "textvqa").glob("full-*")))
+    blank = stored(next((out / "blank" / "textvqa").glob("full-*")))
+    constant = {"method": CONSTANT, "tokens": None, "cells": constant_answer(samples, data)}
+    lines = [line_of(full, FULL, full["mean_tokens"]), line_of(blank, BLANK, None), constant]
+    for budget in tokens:
+        for method in METHODS:
+            result = stored(out / "seen" / "textvqa" / f"{method}-{budget}")
+            lines.append(line_of(result, method, result["mean_tokens"]))
+    return lines
+
+
+def kinds_of(lines: Sequence[Line]) -> list[str]:
+    return ["all", *sorted(kind for kind in lines[0]["cells"] if kind != "all")]
+
+
+def show_cell(cell: Mapping[str, float]) -> str:
+    text = f"{cell['score']:.1f}"
+    return f"{text} ± {cell['spread']:.1f}" if "spread" in cell else text
+
+
+def rows_of(lines: Sequence[Line]) -> list[list[str]]:
+    kinds = kinds_of(lines)
+    return [
+        [
+            line["method"],
+            "-" if line["tokens"] is None else f"{line['tokens']:g}",
+            *(show_cell(line["cells"][kind]) for kind in kinds),
+        ]
+        for line in lines
+    ]
+
+
+def head_of(lines: Sequence[Line]) -> list[str]:
+    counts = lines[0]["cells"]
+    return ["method", "tokens", *(f"{kind} ({counts[kind]['n']})" for kind in kinds_of(lines))]
+
+
+def note(lines: Sequence[Line]) -> str:
+    first = lines[0]["result"]
+    return (
+        f"TextVQA accuracy in percent on {first['n']} generated questions (their number in the "
+        f"head), {first['model']}, batch {first['batch_size']}, {first['dtype']}, "
+        f"{first['attn_implementation']}. tokens: true mean of visual tokens over decoder layers. "
+        f"±: sample standard deviation over {len(SEEDS)} seeds. Best constant answer: chosen for "
+        "each column on these very questions. oracle: keeps the patches that the question asks "
+        "for, evenly spaced others up to the budget. The pocket model's CLS target is a function "
+        "of the scene, never of a question."
+    )
+
+
+def write(lines: Sequence[Line], folder: Path) -> list[Path]:
+    """The table as Markdown, CSV and JSON."""
+    head, rows, kinds = head_of(lines), rows_of(lines), kinds_of(lines)
+    command = "Made by `bash scripts/tables/pocket.sh`."
+    text = f"{markdown(head, rows)}\n{note(lines)} {command}\n"
+    sheet = io.StringIO()
+    writer = csv.writer(sheet, lineterminator="\n")
+    writer.writerow(["method", "tokens", "type", "n", "accuracy", "spread"])
+    for line in lines:
+        for kind in kinds:
+            cell = line["cells"][kind]
+            spread = f"{cell['spread']:.4f}" if "spread" in cell else ""
+            tokens = "" if line["tokens"] is None else f"{line['tokens']:g}"
+            writer.writerow(
+                [line["method"], tokens, kind, cell["n"], f"{cell['score']:.4f}", spread]
+            )
+    paths = [folder / f"{STEM}.{ending}" for ending in ("md", "csv", "json")]
+    for path, content in zip(paths, (text, sheet.getvalue(), to_json(lines))):
+        write_atomically(path, content)
+    return paths
+
+
+def to_json(lines: Sequence[Line]) -> str:
+    drop = ("types", "score", "spread", "computed", "samples_per_second", "label")
+    clean = [
+        {**line, "result": {k: v for k, v in line.get("result", {}).items() if k not in drop}}
+        for line in lines
+    ]
+    return json.dumps(clean, indent=1, ensure_ascii=False) + "\n"
+
+
+def print_lines(lines: Sequence[Line], console: Console) -> None:
+    table = Table(title="TextVQA-style questions on the pocket model", caption=note(lines))
+    for i, name in enumerate(head_of(lines)):
+        table.add_column(name.replace(" (", "\n("), justify="left" if i == 0 else "right")
+    for row in rows_of(lines):
+        table.add_row(*row)
+    console.print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="The bundled model's table.")
+    parser.add_argument("--out", default="outputs/pocket", help="where answers go")
+    parser.add_argument("--results", default="docs/results", help="where the table goes")
+    parser.add_argument("--data", default=TextVQA.default_data)
+    parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
+    parser.add_argument("--limit", default="all")
+    parser.add_argument("--batch-size", default=str(run_benchmark.BUNDLED_BATCH))
+    args, rest = parser.parse_known_args(argv)
+    out, data = Path(args.out), Path(args.data)
+    common = [
+        *("textvqa", "--data", str(data), "--limit", args.limit, "--batch-size", args.batch_size),
+        *("--seeds", ",".join(map(str, SEEDS)), "--tower-cache", "1024", *rest),
+    ]
+    seen = ["--methods", ",".join([FULL, *METHODS]), "--tokens", args.tokens]
+    blank = ["--methods", FULL, "--blank-picture"]
+    for name, flags in (("seen", seen), ("blank", blank)):
+        status = run_benchmark.main([*common, *flags, "--out", str(out / name)])
+        if status != EXIT_OK:
+            return status
+    limit = run_benchmark.parse_limit(args.limit)
+    samples = read_questions(TextVQA().files(data).questions, limit)
+    tokens = run_benchmark.parse_numbers("--tokens", args.tokens)
+    lines = collect(out, samples, data, tokens)
+    console = Console()
+    print_lines(lines, console)
+    for path in write(lines, Path(args.results)):
+        console.print(f"wrote {path}", highlight=False)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
