@@ -139,8 +139,13 @@ def write_data(folder: Path, pictures: int = 5, questions_each: int = 4) -> Tiny
     data.questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
     data.annotations.write_text(json.dumps({"data": entries}))
     types = [
-        {"image_id": e["image_id"], "question": e["question"], "type": f"t{i % 2}"}
-        for i, e in enumerate(entries)
+        {
+            "image_id": entry["image_id"],
+            "question": entry["question"],
+            "type": f"t{i % 2}",
+            "region": [i, i + 1, 35],
+        }
+        for i, entry in enumerate(entries)
     ]
     (folder / "regions.json").write_text(json.dumps(types))
     return data
