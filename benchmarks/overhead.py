@@ -172,32 +172,45 @@ def measure(
     return rows
 
 
+HEAD = (
+    "method", "avg tokens", "TFLOPs", "of full", "prefill ms", "quartiles", "faster",
+    "choosing ms", "of the rest", "quartiles",
+)  # fmt: skip
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as it is printed, under ``HEAD``."""
+    low, high = row.prefill_quartiles
+    share_low, share_high = row.choosing_over_rest_quartiles
+    chosen = row.stages > 0
+    return (
+        row.method,
+        f"{row.mean_tokens:.1f}",
+        f"{row.tflops:.3g}",
+        f"{row.flops_over_full:.1%}",
+        f"{row.prefill * 1e3:.1f}",
+        f"{low * 1e3:.1f} - {high * 1e3:.1f}",
+        f"{row.speedup:.2f} x",
+        f"{row.choosing * 1e3:.2f}" if chosen else "-",
+        f"{row.choosing_over_rest:.1%}" if chosen else "-",
+        f"{share_low:.1%} - {share_high:.1%}" if chosen else "-",
+    )
+
+
 def table(rows: list[Row], title: str) -> Table:
     """The rows as a terminal table."""
     out = Table(title=title)
-    out.add_column("method")
-    for head in (
-        "avg tokens", "TFLOPs", "of full", "prefill ms", "quartiles", "faster",
-        "choosing ms", "of the rest", "quartiles",
-    ):  # fmt: skip
-        out.add_column(head, justify="right")
+    for i, head in enumerate(HEAD):
+        out.add_column(head, justify="right" if i else "left")
     for row in rows:
-        low, high = row.prefill_quartiles
-        share_low, share_high = row.choosing_over_rest_quartiles
-        chosen = row.stages > 0
-        out.add_row(
-            row.method,
-            f"{row.mean_tokens:.1f}",
-            f"{row.tflops:.4g}",
-            f"{row.flops_over_full:.1%}",
-            f"{row.prefill * 1e3:.1f}",
-            f"{low * 1e3:.1f} - {high * 1e3:.1f}",
-            f"{row.speedup:.2f} x",
-            f"{row.choosing * 1e3:.2f}" if chosen else "-",
-            f"{row.choosing_over_rest:.1%}" if chosen else "-",
-            f"{share_low:.1%} - {share_high:.1%}" if chosen else "-",
-        )
+        out.add_row(*cells(row))
     return out
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = [HEAD, ["---", *["---:"] * (len(HEAD) - 1)], *(cells(row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -217,6 +230,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     args = parser.parse_args(argv)
     if args.model and args.geometry:
         parser.error("--model and --geometry exclude each other: give one")
@@ -246,14 +260,16 @@ def main(argv: list[str] | None = None) -> list[Row]:
         model, args.tokens, text_tokens=args.text_tokens, warmup=args.warmup, repeats=args.repeats
     )
     where = machine(model)
-    console = Console(width=None if sys.stdout.isatty() else 130)
-    console.print(
-        table(rows, f"prefill of one picture and {args.text_tokens} text tokens: {described}")
+    title = f"prefill of one picture and {args.text_tokens} text tokens: {described}"
+    notes = f"median and quartiles of {args.repeats} rounds; " + ", ".join(
+        f"{key} {value}" for key, value in where.items()
     )
-    console.print(
-        f"median and quartiles of {args.repeats} rounds; "
-        + ", ".join(f"{key} {value}" for key, value in where.items())
-    )
+    if args.markdown:
+        print(f"{markdown(rows)}\n\n{title}; {notes}")
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 130)
+        console.print(table(rows, title))
+        console.print(notes)
     if args.json:
         content = {"model": described, "text_tokens": args.text_tokens, "repeats": args.repeats,
                    "machine": where, "rows": [asdict(row) for row in rows]}  # fmt: skip

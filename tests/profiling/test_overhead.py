@@ -33,6 +33,15 @@ def test_figures_and_file(tmp_path, capsys):
     assert "of the rest" in printed and written["machine"]["torch"] in printed
 
 
+def test_markdown_has_the_same_rows(capsys):
+    arguments = ["--geometry", "tiny", "--tokens", "40", "--repeats", "1", "--warmup", "0"]
+    rows = overhead.main([*arguments, "--device", "cpu", "--markdown"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(rows)
+    assert {line.count("|") for line in lines} == {len(overhead.HEAD) + 1}
+    assert f"{rows[1].choosing_over_rest:.1%}" in lines[-1]
+
+
 def test_timing_changes_nothing():
     """The timed method makes the plain method's logits, and times what it runs."""
     model, _ = random_model("tiny", torch.float32, "cpu")
