@@ -35,7 +35,7 @@ def test_figures_and_file(tmp_path, capsys):
 
 def test_markdown_has_the_same_rows(capsys):
     arguments = ["--geometry", "tiny", "--tokens", "40", "--repeats", "1", "--warmup", "0"]
-    rows = overhead.main([*arguments, "--device", "cpu", "--markdown"])
+    rows = overhead.main([*arguments, "--device", "cpu", "--markdown", "--clock", "processor"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(rows)
     assert {line.count("|") for line in lines} == {len(overhead.HEAD) + 1}
@@ -79,6 +79,7 @@ def test_the_7b_geometry_is_llavas():
     [
         (["--model", "nowhere/at-all"], "no such folder"),
         (["--model", ".", "--geometry", "tiny"], "exclude each other"),
+        (["--clock", "processor", "--device", "cuda"], "cannot time cuda"),
         (["--repeats", "0"], "--repeats 0: at least 1"),
         (["--threads", "0"], "--threads 0: at least 1"),
     ],
