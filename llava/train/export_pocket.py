@@ -42,7 +42,7 @@ def main() -> None:
     state = json.loads((args.run / "state.json").read_text())
     shape = SHAPES[state["settings"]["shape"]]
     tokenizer = make_tokenizer()
-    model = Pocket(make_model(shape, tokenizer))
+    model = Pocket(make_model(shape, tokenizer), tokenizer)
     model.load_state_dict(load_file(args.run / f"model-{state['tag']}.safetensors"))
     export(model.llava, tokenizer, args.out)
     shutil.copyfile(args.run / "log.jsonl", args.out / "training_log.jsonl")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from .pocket_data import Phase
 from .pocket_loss import Pocket
-from .pocket_model import SHAPES, export, make_model, make_tokenizer
+from .pocket_model import SHAPES, export, grow, make_model, make_tokenizer
 from .pocket_phases import CURRICULA
 from .pocket_pool import Local, Pool, Stats, add
 
@@ -59,7 +59,7 @@ class Run:
         self.settings = {"config": config, "shape": shape, "seed": seed, "lr": lr, "opt": opt}
         torch.manual_seed(seed)
         self.tokenizer = make_tokenizer()
-        self.model = Pocket(make_model(SHAPES[shape], self.tokenizer))
+        self.model = Pocket(make_model(SHAPES[shape], self.tokenizer), self.tokenizer)
         self.phase, self.step, self.total, self.pictures = 0, 0, 0, 0
 
     def start(self, device: torch.device) -> None:
@@ -133,6 +133,8 @@ def train(run: Run, args: argparse.Namespace) -> bool:
     run.model.train()
     while run.phase < len(phases):
         phase = phases[run.phase]
+        if run.step == 0 and run.phase and phases[run.phase - 1].stride > phase.stride:
+            grow(run.model.llava)
         sums: Stats = {}
         seen, clock = 0, time.time()
         for stats in source.steps(phase, run.phase, seed, run.step):

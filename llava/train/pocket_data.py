@@ -22,6 +22,7 @@ from playground.pocket.scene import make_scene
 from .pocket_model import SYSTEM
 
 IGNORE = -100
+MAX_ROWS = 20  # answer tokens of a picture whose attention is watched
 TRAIN_SEED = 1_000_000  # the sample sets use seeds below this
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
@@ -38,8 +39,11 @@ class Phase:
     micro: int = 1  # parts into which a step's batch is cut
     text_len: int = 0  # 0: dense labels alone
     dense: float = 1.0
+    align: float = 0.0  # weight of the projector's alignment with the words' embeddings
+    look: float = 0.0  # weight of the attention that answers pay to the patches asked for
     kinds: tuple[str, ...] = ("letter", "number", "word")
     signs: tuple[int, int] = (1, 4)  # how many, end excluded
+    few: float = 0.0  # share of pictures with few shapes (see make_scene)
     quota: tuple[tuple[str, int], ...] = ()  # most questions of a type for each picture
     lr: float = 1.0  # multiplies the base rate
     stride: int = 1  # 2: every second decoder layer is left out (it writes zeros until it is used)
@@ -105,19 +109,29 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
         ids = np.full(n, self.tok.pad_token_id, np.int64)
         labels = np.full(n, IGNORE, np.int64)
         pos, seg, kind = np.zeros(n, np.int64), np.full(n, -1, np.int64), np.full(n, -1, np.int64)
+        region = np.zeros((MAX_ROWS, self.phase.grid**2), bool)
+        rows = np.zeros(MAX_ROWS, np.int64)
+        row = 0
         at, number, queue = 0, 0, list(questions)
         while queue:
-            chain = [self._round(queue.pop(0), True, rng)]
+            asked = [queue.pop(0)]
             if queue and rng.random() < 0.2:
-                chain.append(self._round(queue.pop(0), False, rng))
+                asked.append(queue.pop(0))
+            chain = [self._round(q, i == 0, rng) for i, q in enumerate(asked)]
             toks, labs, kinds = ([t for c in chain for t in c[k]] for k in range(3))
             if at + len(toks) > n:
                 continue
             part = slice(at, at + len(toks))
             ids[part], labels[part], kind[part], seg[part] = toks, labs, kinds, number
             pos[part] = np.arange(len(toks))
+            owners = [q for q, c in zip(asked, chain, strict=True) for _ in c[0]]
+            for j, (owner, answers) in enumerate(zip(owners, kinds, strict=True)):
+                if answers >= 0 and row < MAX_ROWS:  # the row before an answer's token predicts it
+                    rows[row] = at + j - 1
+                    region[row, list(owner.region)] = True
+                    row += 1
             at, number = at + len(toks), number + 1
-        return {"ids": ids, "labels": labels, "pos": pos, "seg": seg, "kind": kind}
+        return {"ids": ids, "labels": labels, "pos": pos, "seg": seg, "kind": kind, "rows": rows, "region": region}
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         ph = self.phase
@@ -129,7 +143,8 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
             rng = np.random.default_rng([*key, 7003])
             x, y = _window(ph.grid, rng)
             scene = make_scene(
-                *key, size=ph.grid * 14, kinds=ph.kinds, signs=ph.signs, origin=(x * 14, y * 14)
+                *key, size=ph.grid * 14, kinds=ph.kinds, signs=ph.signs, origin=(x * 14, y * 14),
+                few=np.random.default_rng([*key, 7005]).random() < ph.few,
             )
             picture = render(scene, 84 if rng.random() < 0.3 else None)
             item = {"pixels": picture, "cls": cls_target(scene), **dense_labels(scene)}

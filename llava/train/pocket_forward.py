@@ -47,9 +47,30 @@ def vision_features(tower: nn.Module, pixels: Tensor, grid_ids: Tensor) -> Tenso
     return x
 
 
+class Probe:
+    """Watches where text rows look: at each of ``layers``, the first ``heads`` heads' attention.
+
+    rows: (b, r) text rows, counted behind the shared rows. ``seen`` collects, for each layer,
+    the attention (b, heads, r, shared) that these rows pay to the shared rows.
+    """
+
+    def __init__(self, rows: Tensor, layers: tuple[int, ...], heads: int = 2) -> None:
+        self.rows, self.layers, self.heads = rows, layers, heads
+        self.seen: list[Tensor] = []
+
+    def look(self, q: Tensor, k: Tensor, mask: Tensor, shared: int) -> None:
+        at = self.rows[:, None, :, None]
+        rows = q[:, : self.heads, shared:].gather(
+            2, at.expand(-1, self.heads, -1, q.shape[-1])
+        )
+        own = mask.gather(2, at.expand(-1, 1, -1, mask.shape[-1]))
+        scores = (rows * q.shape[-1] ** -0.5) @ k[:, : self.heads].transpose(-1, -2) + own
+        self.seen.append(torch.softmax(scores.float(), dim=-1)[..., :shared])
+
+
 def decoder_states(
     decoder: nn.Module, embeds: Tensor, positions: Tensor, segments: Tensor, shared: int,
-    stride: int = 1,
+    stride: int = 1, probe: Probe | None = None,
 ) -> Tensor:  # fmt: skip
     """(b, n - shared, width): final states of the text rows of a Llama decoder.
 
@@ -69,13 +90,15 @@ def decoder_states(
     text[:, 0, :, shared:].masked_fill_(~own, off)
     cos, sin = (t.to(low) for t in decoder.rotary_emb(embeds, positions))
     x = embeds
-    for layer in decoder.layers[::stride]:
+    for i, layer in list(enumerate(decoder.layers))[::stride]:
         a = layer.self_attn
         y = layer.input_layernorm(x)
         q, k, v = (
             f(y).view(b, n, -1, a.head_dim).transpose(1, 2) for f in (a.q_proj, a.k_proj, a.v_proj)
         )
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        if probe is not None and i in probe.layers:
+            probe.look(q, k, text, shared)
         z = torch.cat(
             [
                 attend(q[:, :, :shared], k[:, :, :shared], v[:, :, :shared], first),

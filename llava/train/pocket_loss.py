@@ -9,30 +9,75 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from playground.pocket import vocabulary as v
 from playground.pocket.labels import CLS_SIZE, HEADS
 from playground.pocket.questions import TYPES
 
 from .pocket_data import IGNORE, Phase, normalize
-from .pocket_forward import decoder_states, vision_features
+from .pocket_forward import Probe, decoder_states, vision_features
+
+
+LOOK_LAYERS = (6, 10)
+
+
+def look_loss(probe: Probe, region: Tensor) -> Tensor:
+    """Minus log of the attention that rows predicting answers pay to the patches asked for.
+
+    region: (b, rows, patches) bool; rows without a patch do not count.
+    """
+    some = region.any(-1)
+    loss = torch.zeros((), device=region.device)
+    for seen in probe.seen:
+        mass = (seen[..., -region.shape[-1] :] * region[:, None]).sum(-1)
+        loss = loss - mass.transpose(1, 2)[some].clamp(min=1e-5).log().mean()
+    return loss / len(probe.seen)
 
 
 class Pocket(nn.Module):
     """The LLaVA model and its throw-away heads; ``forward`` returns the losses of a batch."""
 
-    def __init__(self, llava: LlavaForConditionalGeneration) -> None:
+    def __init__(
+        self, llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         super().__init__()
+        # The token of each class's name: as in a question or an answer.
+        names = {
+            "color": [f" {c}" for c in v.COLORS],
+            "shape": [f" {s}" for s in (*v.SHAPES, "sign")],
+            "char": list(v.CHARS),
+        }
+        self.words = {
+            k: torch.tensor([tokenizer(w, add_special_tokens=False).input_ids[0] for w in words])
+            for k, words in names.items()
+        }
         self.llava = llava
         width = llava.config.vision_config.hidden_size
         self.heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in HEADS.items()})
         self.norm = nn.LayerNorm(width)
         self.cls_head = nn.Linear(width, CLS_SIZE)
 
-    def text_loss(self, feats: Tensor, batch: dict[str, Tensor], stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    def align_loss(self, image: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Projector alignment: a projected patch (b, n, width) is nearest, by cosine, to the
+        embeddings (of input and of output) of the words for what it shows."""
+        loss = image.new_zeros((), dtype=torch.float32)
+        for k, words in self.words.items():
+            labels = batch[k]
+            some = labels > 0
+            if not some.any():
+                continue
+            x = F.normalize(image[some].float(), dim=-1)
+            for table in (self.llava.model.language_model.embed_tokens, self.llava.lm_head):
+                y = F.normalize(table.weight[words.to(x.device)].float(), dim=-1)
+                loss = loss + F.cross_entropy(15 * x @ y.T, labels[some] - 1)
+        return loss
+
+    def text_loss(
+        self, image: Tensor, batch: dict[str, Tensor], stride: int, probe: Probe | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Cross entropy of the answers; which of their tokens are right; the type of each."""
         model = self.llava.model
-        image = model.multi_modal_projector(feats)
         b, n = image.shape[:2]
         embed = model.language_model.embed_tokens
         prefix = embed(batch["prefix"]).expand(b, -1, -1).to(image.dtype)
@@ -44,7 +89,7 @@ class Pocket(nn.Module):
         span = torch.where(batch["stretch"], 576, n)
         head = torch.cat([torch.arange(p, device=dev).expand(b, -1), p + grid], dim=1)
         pos = torch.cat([head, p + span + batch["pos"]], dim=1)
-        out = decoder_states(model.language_model, x, pos, batch["seg"], p + n, stride)
+        out = decoder_states(model.language_model, x, pos, batch["seg"], p + n, stride, probe)
         target = batch["labels"][:, 1:]
         where = target != IGNORE
         logits = self.llava.lm_head(out[:, :-1][where]).float()
@@ -66,12 +111,23 @@ class Pocket(nn.Module):
             loss = F.cross_entropy(logits, labels, weight=weight, ignore_index=IGNORE)
             dense = dense + loss * (2.0 if k == "char" else 1.0)
             some = labels > 0
-            out["acc_" + k] = (logits.argmax(-1)[some] == labels[some]).float().mean()
+            right = logits.argmax(-1)[some] == labels[some]
+            out["acc_" + k] = right.float().sum() / some.sum().clamp(min=1)
         cls = F.binary_cross_entropy_with_logits(self.cls_head(y[:, 0]).float(), batch["cls"])
         out["dense"], out["cls"] = dense.detach(), cls.detach()
         loss = phase.dense * (dense + 3.0 * cls)
         if phase.text_len:
-            text, right, kind = self.text_loss(h[:, 1:], batch, phase.stride)
+            image = self.llava.model.multi_modal_projector(h[:, 1:])
+            if phase.align:
+                align = self.align_loss(image, batch)
+                out["align"] = align.detach()
+                loss = loss + phase.align * align
+            probe = Probe(batch["rows"], LOOK_LAYERS) if phase.look else None
+            text, right, kind = self.text_loss(image, batch, phase.stride, probe)
+            if probe is not None:
+                look = look_loss(probe, batch["region"])
+                out["look"] = look.detach()
+                loss = loss + phase.look * look
             out["text"] = text.detach()
             for i, name in enumerate(TYPES):
                 some = kind == i

@@ -178,6 +178,18 @@ def make_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlavaForCond
     return model
 
 
+def grow(model: LlavaForConditionalGeneration) -> None:
+    """Takes the odd decoder layers, left out so far, into use: each becomes a copy of the layer
+    before it that still writes zeros. The model's outputs do not change."""
+    layers = model.model.language_model.layers
+    with torch.no_grad():
+        for even, odd in zip(layers[::2], layers[1::2], strict=True):
+            state = even.state_dict()
+            for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
+                state[name] = torch.zeros_like(state[name])
+            odd.load_state_dict(state)
+
+
 def export(
     model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: str | Path
 ) -> None:

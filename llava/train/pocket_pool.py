@@ -74,7 +74,7 @@ def _work(
     """A helper: takes (phase, its index, part), leaves the gradient in the part's slot."""
     torch.set_num_threads(1)
     tokenizer = make_tokenizer()
-    model = Pocket(make_model(SHAPES[shape], tokenizer))
+    model = Pocket(make_model(SHAPES[shape], tokenizer), tokenizer)
     params = list(model.parameters())
     for p, s in zip(params, shared, strict=True):
         p.data = s

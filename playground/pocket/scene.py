@@ -128,12 +128,13 @@ def sign_size(text: str, font: int, cap: int) -> tuple[int, int]:
 
 def make_scene(
     *seed: int, size: int = WORLD, kinds: tuple[str, ...] = ("letter", "number", "word"),
-    signs: tuple[int, int] = (2, 5), origin: tuple[int, int] = (0, 0),
+    signs: tuple[int, int] = (2, 5), origin: tuple[int, int] = (0, 0), few: bool = False,
 ) -> Scene:  # fmt: skip
     """The scene of a seed: crowded clusters of one- and two-patch things beside empty ground.
 
     Rare shapes occur once (so "the star" is one thing), rare colours likewise; the others repeat.
-    ``signs`` is the range of their number, end excluded.
+    ``signs`` is the range of their number, end excluded. ``few`` leaves out most shapes: where only
+    two or three stand, which colour belongs to which shape is learned far sooner.
     """
     rng = np.random.default_rng(list(seed) + [7001])
     area = (size / 336) ** 2
@@ -147,6 +148,8 @@ def make_scene(
 
     n_rs, n_rc = int(rng.integers(2, 5)), int(rng.integers(1, 4))
     n_cc = int(rng.integers(6, 15)) if area > 0.5 else int(rng.integers(1, 5))
+    if few:
+        n_rs, n_rc, n_cc = min(n_rs, 2), min(n_rc, 1), n_cc // 4
     plan = [(rare_s[i], common_c[int(rng.integers(5))]) for i in range(n_rs)]
     plan += [(common_s[int(rng.integers(4))], rare_c[i]) for i in range(n_rc)]
     # Common things lean to one of the four common shapes, so that counts above two happen.
