@@ -16,7 +16,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IMAGE_TOKEN_INDEX,
+)
 from llava.conversation import conv_templates
 from llava.eval.errors import EvalError
 from llava.eval.samples import Sample
@@ -44,14 +49,22 @@ class Prepared:
     error: str | None = None
 
 
-def build_prompt(question: str, conv_mode: str, has_image: bool = True) -> str:
-    """LLaVA's prompt: the picture's placeholder, the question, in the conversation's template."""
+def build_prompt(
+    question: str, conv_mode: str, has_image: bool = True, im_start_end: bool = False
+) -> str:
+    """LLaVA's prompt: the picture's placeholder, the question, in the conversation's template.
+
+    ``im_start_end`` puts the placeholder between marks, for checkpoints tuned that way.
+    """
     if conv_mode not in conv_templates:
         raise EvalError(
             f"unknown conversation {conv_mode!r}; choose one of {', '.join(sorted(conv_templates))}"
         )
     conversation = conv_templates[conv_mode].copy()
-    message = f"{DEFAULT_IMAGE_TOKEN}\n{question}" if has_image else question
+    picture = DEFAULT_IMAGE_TOKEN
+    if im_start_end:
+        picture = DEFAULT_IM_START_TOKEN + picture + DEFAULT_IM_END_TOKEN
+    message = f"{picture}\n{question}" if has_image else question
     conversation.append_message(conversation.roles[0], message)
     conversation.append_message(conversation.roles[1], None)
     return conversation.get_prompt()
@@ -102,7 +115,8 @@ class QuestionDataset(Dataset[Prepared]):
 
     def __getitem__(self, index: int) -> Prepared:
         sample = self.samples[index]
-        prompt = build_prompt(sample.prompt, self.conv_mode, sample.image is not None)
+        marks = bool(getattr(self.model_config, "mm_use_im_start_end", False))
+        prompt = build_prompt(sample.prompt, self.conv_mode, sample.image is not None, marks)
         input_ids = tokenizer_image_token(
             prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt"
         )

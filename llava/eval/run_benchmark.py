@@ -49,7 +49,7 @@ from visiondrop import TowerCache
 POCKET = "checkpoints/pocket-llava"
 METHODS = "full,visiondrop,random,uniform"
 # The bundled data is answered in part by default, so that a first try takes minutes on a CPU.
-BUNDLED_LIMIT = 300
+BUNDLED_LIMIT = 480
 BUNDLED_BATCH = 24  # whole pictures, of six questions each
 
 

@@ -7,7 +7,7 @@
 #   DATA    folder of the benchmark's files       (playground/data/eval/textvqa)
 #   METHODS comma list, or all                    (full,visiondrop,random,uniform)
 #   TOKENS  visual tokens, mean over layers       (64)
-#   LIMIT   first N questions, or all             (all; the bundled data: 300)
+#   LIMIT   first N questions, or all             (all; the bundled data: 480)
 #   OUT     where results go                      (outputs)
 #   NPROC   processes                             (one a GPU)
 #   SEEDS, BATCH, DTYPE, CONV_MODE, ATTN, DEVICE

@@ -186,3 +186,22 @@ def test_kill_minus_nine_at_several_moments(
     assert computed == list(range(answered, 7))
     assert out.read_bytes() == whole.read_bytes()
     assert not partial.exists()
+
+
+def test_questions_without_a_picture_among_others(
+    tiny_model: Path, shared_data: TinyData, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in shared_data.questions.read_text().splitlines()[:5]]
+    for i in (1, 3):
+        lines[i] = {"question_id": i, "text": "Is there no picture here?" + " Really?" * i}
+    questions = tmp_path / "mixed.jsonl"
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = TinyData(shared_data.folder, questions, shared_data.images, shared_data.annotations)
+    out = {}
+    for batch in ("1", "5"):
+        path = tmp_path / f"{batch}.jsonl"
+        args = flags(tiny_model, data, path, "--method", "random", "--tokens", "9")
+        assert main([*args, "--batch-size", batch]) == 0
+        out[batch] = [(row["text"], row["metadata"]) for row in read(path)]
+    assert out["1"] == out["5"]
+    assert ["visual_tokens" in metadata for _, metadata in out["5"]] == [True, False] * 2 + [True]
