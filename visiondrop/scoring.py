@@ -89,20 +89,21 @@ def column_mean(
         raise ValueError(
             f"{n} visual queries but only {total} keys: the keys must include their own"
         )
-    key_t = expand_heads(key, heads).transpose(-1, -2)
+    key_t = expand_heads(key, heads).flatten(0, 1).transpose(-1, -2)
     start = total - n
     masked = causal and correction != "no_mask"
     device = query.device
     columns = torch.zeros(groups, n, device=device, dtype=wide(query[:0]).dtype)
     chunk = max(1, CHUNK_ELEMENTS // max(1, groups * heads * total))
     for first in range(0, n, chunk):
-        rows = query[:, :, first : first + chunk]
-        logits = wide(rows @ key_t) * scale
+        rows = query[:, :, first : first + chunk].flatten(0, 1)
+        # One product that scales as it goes; in-place from here, passes over it are what costs.
+        logits = wide(torch.baddbmm(rows.new_empty(1), rows, key_t, beta=0, alpha=scale))
         if masked:
-            place = torch.arange(start + first, start + first + rows.shape[2], device=device)
-            hidden = torch.arange(total, device=device)[None] > place[:, None]
-            logits = logits.masked_fill(hidden, float("-inf"))
-        columns += logits.softmax(-1)[..., start:].sum((1, 2))
+            later = torch.ones(rows.shape[1], n, dtype=torch.bool, device=device).triu_(first + 1)
+            logits[..., start:].masked_fill_(later, float("-inf"))
+        seen = logits.softmax(-1)[..., start:]
+        columns += seen.view(groups, heads, -1, n).sum((1, 2))
     columns /= heads
     if correction == "visible" and masked:
         return columns / torch.arange(n, 0, -1, device=device)
