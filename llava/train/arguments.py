@@ -69,6 +69,14 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_weight_path: str = ""
     bits: int = 16
     remove_unused_columns: bool = False
+    warmup_ratio: float | None = field(
+        default=None, metadata={"help": "LLaVA's name for a --warmup_steps below 1"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.warmup_ratio is not None:
+            self.warmup_steps = self.warmup_ratio
+        super().__post_init__()
 
 
 def refuse(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from playground.pocket import vocabulary as v
 from playground.pocket.labels import HEADS, cls_target, dense_labels
 from playground.pocket.questions import SUFFIX, TYPES, Question, all_questions, reference_line
 from playground.pocket.render import render
@@ -79,6 +80,12 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
         self.prefix = tokenizer(SYSTEM + " USER: ").input_ids
         self.space = tokenizer(" ", add_special_tokens=False).input_ids[0]
         self._memo: dict[str, list[int]] = {}
+        # The word of a question that says what to look for.
+        words = {"shape": v.COLORS, "count": v.PLURALS.values()}
+        words |= dict.fromkeys(("letter", "number", "word"), v.COLORS)
+        words |= dict.fromkeys(("color", "exist"), v.SHAPES)
+        words |= dict.fromkeys(("place_color", "place_shape"), ("corner",))
+        self.keys = {t: {self.ids(" " + w)[0] for w in found} for t, found in words.items()}
 
     def __len__(self) -> int:
         return self.phase.steps * self.phase.micro
@@ -111,7 +118,9 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
         pos, seg, kind = np.zeros(n, np.int64), np.full(n, -1, np.int64), np.full(n, -1, np.int64)
         region = np.zeros((MAX_ROWS, self.phase.grid**2), bool)
         rows = np.zeros(MAX_ROWS, np.int64)
-        row = 0
+        key_region = np.zeros_like(region)
+        key_rows = np.zeros(MAX_ROWS, np.int64)
+        row = key = 0
         at, number, queue = 0, 0, list(questions)
         while queue:
             asked = [queue.pop(0)]
@@ -125,13 +134,19 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
             ids[part], labels[part], kind[part], seg[part] = toks, labs, kinds, number
             pos[part] = np.arange(len(toks))
             owners = [q for q, c in zip(asked, chain, strict=True) for _ in c[0]]
+            for j, (owner, token) in enumerate(zip(owners, toks, strict=True)):
+                if token in self.keys[owner.type] and key < MAX_ROWS and labs[j] == IGNORE:
+                    key_rows[key] = at + j
+                    key_region[key, list(owner.region)] = True
+                    key += 1
             for j, (owner, answers) in enumerate(zip(owners, kinds, strict=True)):
                 if answers >= 0 and row < MAX_ROWS:  # the row before an answer's token predicts it
                     rows[row] = at + j - 1
                     region[row, list(owner.region)] = True
                     row += 1
             at, number = at + len(toks), number + 1
-        return {"ids": ids, "labels": labels, "pos": pos, "seg": seg, "kind": kind, "rows": rows, "region": region}
+        out = {"ids": ids, "labels": labels, "pos": pos, "seg": seg, "kind": kind, "rows": rows, "region": region, "key_rows": key_rows, "key_region": key_region}
+        return out
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         ph = self.phase

@@ -70,7 +70,7 @@ class Probe:
 
 def decoder_states(
     decoder: nn.Module, embeds: Tensor, positions: Tensor, segments: Tensor, shared: int,
-    stride: int = 1, probe: Probe | None = None,
+    stride: int = 1, probes: tuple[Probe, ...] = (),
 ) -> Tensor:  # fmt: skip
     """(b, n - shared, width): final states of the text rows of a Llama decoder.
 
@@ -97,8 +97,9 @@ def decoder_states(
             f(y).view(b, n, -1, a.head_dim).transpose(1, 2) for f in (a.q_proj, a.k_proj, a.v_proj)
         )
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
-        if probe is not None and i in probe.layers:
-            probe.look(q, k, text, shared)
+        for probe in probes:
+            if i in probe.layers:
+                probe.look(q, k, text, shared)
         z = torch.cat(
             [
                 attend(q[:, :, :shared], k[:, :, :shared], v[:, :, :shared], first),

@@ -19,11 +19,11 @@ from .pocket_data import IGNORE, Phase, normalize
 from .pocket_forward import Probe, decoder_states, vision_features
 
 
-LOOK_LAYERS = (6, 10)
+KEY_LAYERS, LOOK_LAYERS = (2, 4), (6, 10)
 
 
 def look_loss(probe: Probe, region: Tensor) -> Tensor:
-    """Minus log of the attention that rows predicting answers pay to the patches asked for.
+    """Minus log of the attention that the watched rows pay to the patches asked for.
 
     region: (b, rows, patches) bool; rows without a patch do not count.
     """
@@ -74,7 +74,7 @@ class Pocket(nn.Module):
         return loss
 
     def text_loss(
-        self, image: Tensor, batch: dict[str, Tensor], stride: int, probe: Probe | None = None
+        self, image: Tensor, batch: dict[str, Tensor], stride: int, probes: tuple[Probe, ...] = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Cross entropy of the answers; which of their tokens are right; the type of each."""
         model = self.llava.model
@@ -89,7 +89,7 @@ class Pocket(nn.Module):
         span = torch.where(batch["stretch"], 576, n)
         head = torch.cat([torch.arange(p, device=dev).expand(b, -1), p + grid], dim=1)
         pos = torch.cat([head, p + span + batch["pos"]], dim=1)
-        out = decoder_states(model.language_model, x, pos, batch["seg"], p + n, stride, probe)
+        out = decoder_states(model.language_model, x, pos, batch["seg"], p + n, stride, probes)
         target = batch["labels"][:, 1:]
         where = target != IGNORE
         logits = self.llava.lm_head(out[:, :-1][where]).float()
@@ -122,11 +122,13 @@ class Pocket(nn.Module):
                 align = self.align_loss(image, batch)
                 out["align"] = align.detach()
                 loss = loss + phase.align * align
-            probe = Probe(batch["rows"], LOOK_LAYERS) if phase.look else None
-            text, right, kind = self.text_loss(image, batch, phase.stride, probe)
-            if probe is not None:
-                look = look_loss(probe, batch["region"])
-                out["look"] = look.detach()
+            probes: tuple[Probe, ...] = ()
+            if phase.look:
+                probes = Probe(batch["key_rows"], KEY_LAYERS), Probe(batch["rows"], LOOK_LAYERS)
+            text, right, kind = self.text_loss(image, batch, phase.stride, probes)
+            for probe, name in zip(probes, ("key_region", "region"), strict=False):
+                look = look_loss(probe, batch[name])
+                out["look_" + name] = look.detach()
                 loss = loss + phase.look * look
             out["text"] = text.detach()
             for i, name in enumerate(TYPES):
