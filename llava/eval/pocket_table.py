@@ -40,7 +40,7 @@ METHODS = ("visiondrop", "random", "uniform", "oracle")
 TOKENS = (192, 128, 64, 32)
 SEEDS = (0, 1, 2)
 STEM = "pocket_textvqa"
-FULL, BLANK, CONSTANT = "full", "full, blank picture", "best constant"
+FULL, BLANK, CONSTANT = "full", "blank picture", "best constant"
 
 Cell = dict[str, float]
 Line = dict[str, Any]
@@ -129,8 +129,10 @@ def note(lines: Sequence[Line]) -> str:
         f"TextVQA accuracy in percent on {first['n']} generated questions (their number in the "
         f"head), {first['model']}, batch {first['batch_size']}, {first['dtype']}, "
         f"{first['attn_implementation']}. tokens: true mean of visual tokens over decoder layers. "
-        f"±: sample standard deviation over {len(SEEDS)} seeds. best constant: for each "
-        "question type the one answer that scores best on these very questions. oracle: keeps the patches that the question asks "
+        f"±: sample standard deviation over {len(SEEDS)} seeds. blank picture: the full "
+        "model, every picture a uniform grey. best constant: for each "
+        "question type the one answer that scores best on these very questions. oracle: keeps the "
+        "patches that the question asks "
         "for, evenly spaced others up to the budget. The pocket model's CLS target is a function "
         "of the scene, never of a question."
     )
@@ -171,7 +173,7 @@ def print_lines(lines: Sequence[Line], console: Console) -> None:
     """For a terminal of 80 columns: spreads stand in the files."""
     table = Table(caption=note(lines), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method", no_wrap=True)
-    for name in ["tokens", *kinds_of(lines)]:
+    for name in ["tok.", *kinds_of(lines)]:
         table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     for line, row in zip(lines, rows_of(lines)):
         scores = [f"{line['cells'][kind]['score']:.1f}" for kind in kinds_of(lines)]
