@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -170,14 +169,16 @@ def to_json(lines: Sequence[Line]) -> str:
 
 
 def print_lines(lines: Sequence[Line], console: Console) -> None:
-    """For a terminal of 80 columns: spreads stand in the files."""
-    table = Table(caption=note(lines), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    """For a terminal of 80 columns: spreads and decimals stand in the files."""
+    table = Table(caption=note(lines), box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method", no_wrap=True)
     for name in ["tok.", *kinds_of(lines)]:
         table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     for line, row in zip(lines, rows_of(lines)):
-        scores = [f"{line['cells'][kind]['score']:.1f}" for kind in kinds_of(lines)]
-        table.add_row(*row[:2], *scores, end_section=line["method"] in (CONSTANT, METHODS[-1]))
+        scores = [f"{line['cells'][kind]['score']:.0f}" for kind in kinds_of(lines)[1:]]
+        table.add_row(*row[:2], f"{line['cells']['all']['score']:.1f}", *scores)
+        if line["method"] in (CONSTANT, METHODS[-1]):
+            table.add_row()
     console.print(table)
 
 
