@@ -120,6 +120,7 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
         rows = np.zeros(MAX_ROWS, np.int64)
         key_region = np.zeros_like(region)
         key_rows = np.zeros(MAX_ROWS, np.int64)
+        row_key = np.full(MAX_ROWS, -1, np.int64)  # the key word's row, for each of ``rows``
         row = key = 0
         at, number, queue = 0, 0, list(questions)
         while queue:
@@ -134,18 +135,21 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
             ids[part], labels[part], kind[part], seg[part] = toks, labs, kinds, number
             pos[part] = np.arange(len(toks))
             owners = [q for q, c in zip(asked, chain, strict=True) for _ in c[0]]
+            where: dict[int, int] = {}
             for j, (owner, token) in enumerate(zip(owners, toks, strict=True)):
                 if token in self.keys[owner.type] and key < MAX_ROWS and labs[j] == IGNORE:
-                    key_rows[key] = at + j
+                    where[id(owner)] = key_rows[key] = at + j
                     key_region[key, list(owner.region)] = True
                     key += 1
             for j, (owner, answers) in enumerate(zip(owners, kinds, strict=True)):
                 if answers >= 0 and row < MAX_ROWS:  # the row before an answer's token predicts it
                     rows[row] = at + j - 1
+                    row_key[row] = where.get(id(owner), -1)
                     region[row, list(owner.region)] = True
                     row += 1
             at, number = at + len(toks), number + 1
         out = {"ids": ids, "labels": labels, "pos": pos, "seg": seg, "kind": kind, "rows": rows, "region": region, "key_rows": key_rows, "key_region": key_region}
+        out["row_key"] = row_key
         return out
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:

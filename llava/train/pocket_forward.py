@@ -48,24 +48,22 @@ def vision_features(tower: nn.Module, pixels: Tensor, grid_ids: Tensor) -> Tenso
 
 
 class Probe:
-    """Watches where text rows look: at each of ``layers``, the first ``heads`` heads' attention.
+    """Watches where text rows look, at each of ``layers``, in heads ``first`` and ``first + 1``.
 
-    rows: (b, r) text rows, counted behind the shared rows. ``seen`` collects, for each layer,
-    the attention (b, heads, r, shared) that these rows pay to the shared rows.
+    rows: (b, r) text rows, counted behind the shared rows. ``seen`` collects, for each layer, the
+    attention (b, 2, r, n) that these rows pay to all rows.
     """
 
-    def __init__(self, rows: Tensor, layers: tuple[int, ...], heads: int = 2) -> None:
-        self.rows, self.layers, self.heads = rows, layers, heads
+    def __init__(self, rows: Tensor, layers: tuple[int, ...], first: int = 0) -> None:
+        self.rows, self.layers, self.heads = rows, layers, slice(first, first + 2)
         self.seen: list[Tensor] = []
 
     def look(self, q: Tensor, k: Tensor, mask: Tensor, shared: int) -> None:
         at = self.rows[:, None, :, None]
-        rows = q[:, : self.heads, shared:].gather(
-            2, at.expand(-1, self.heads, -1, q.shape[-1])
-        )
+        rows = q[:, self.heads, shared:].gather(2, at.expand(-1, 2, -1, q.shape[-1]))
         own = mask.gather(2, at.expand(-1, 1, -1, mask.shape[-1]))
-        scores = (rows * q.shape[-1] ** -0.5) @ k[:, : self.heads].transpose(-1, -2) + own
-        self.seen.append(torch.softmax(scores.float(), dim=-1)[..., :shared])
+        scores = (rows * q.shape[-1] ** -0.5) @ k[:, self.heads].transpose(-1, -2) + own
+        self.seen.append(torch.softmax(scores.float(), dim=-1))
 
 
 def decoder_states(

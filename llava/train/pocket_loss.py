@@ -19,18 +19,20 @@ from .pocket_data import IGNORE, Phase, normalize
 from .pocket_forward import Probe, decoder_states, vision_features
 
 
-KEY_LAYERS, LOOK_LAYERS = (2, 4), (6, 10)
+# Where attention is supervised: a question's key word looks at what it names, the rows that
+# predict the answer look at the key word (heads 2 and 3) and at what the question asks for.
+KEY_LAYERS, POINT_LAYERS, LOOK_LAYERS = (2, 4), (4, 8), (6, 10)
 
 
-def look_loss(probe: Probe, region: Tensor) -> Tensor:
-    """Minus log of the attention that the watched rows pay to the patches asked for.
+def look_loss(probe: Probe, wanted: Tensor, start: int) -> Tensor:
+    """Minus log of the attention that the watched rows pay to the rows wanted.
 
-    region: (b, rows, patches) bool; rows without a patch do not count.
+    wanted: (b, rows, k) bool, over the k rows from row ``start`` on; all False does not count.
     """
-    some = region.any(-1)
-    loss = torch.zeros((), device=region.device)
+    some = wanted.any(-1)
+    loss = torch.zeros((), device=wanted.device)
     for seen in probe.seen:
-        mass = (seen[..., -region.shape[-1] :] * region[:, None]).sum(-1)
+        mass = (seen[..., start : start + wanted.shape[-1]] * wanted[:, None]).sum(-1)
         loss = loss - mass.transpose(1, 2)[some].clamp(min=1e-5).log().mean()
     return loss / len(probe.seen)
 
@@ -53,6 +55,9 @@ class Pocket(nn.Module):
             for k, words in names.items()
         }
         self.llava = llava
+        # Of each question's answer the whole counts about one; spaces and ends (-1) little.
+        share = {"word": 0.3, "number": 0.5}
+        self.weights = torch.tensor([share.get(t, 1.0) for t in TYPES] + [0.05])
         width = llava.config.vision_config.hidden_size
         self.heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in HEADS.items()})
         self.norm = nn.LayerNorm(width)
@@ -94,7 +99,10 @@ class Pocket(nn.Module):
         where = target != IGNORE
         logits = self.llava.lm_head(out[:, :-1][where]).float()
         right = logits.argmax(-1) == target[where]
-        return F.cross_entropy(logits, target[where]), right, batch["kind"][:, 1:][where]
+        kind = batch["kind"][:, 1:][where]
+        each = F.cross_entropy(logits, target[where], reduction="none")
+        weight = self.weights.to(dev)[kind]
+        return (each * weight).sum() / weight.sum(), right, kind
 
     def forward(self, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
         h = vision_features(
@@ -122,13 +130,22 @@ class Pocket(nn.Module):
                 align = self.align_loss(image, batch)
                 out["align"] = align.detach()
                 loss = loss + phase.align * align
-            probes: tuple[Probe, ...] = ()
+            probes: dict[str, tuple[Probe, Tensor, int]] = {}
+            p, n = len(batch["prefix"]), image.shape[1]
             if phase.look:
-                probes = Probe(batch["key_rows"], KEY_LAYERS), Probe(batch["rows"], LOOK_LAYERS)
-            text, right, kind = self.text_loss(image, batch, phase.stride, probes)
-            for probe, name in zip(probes, ("key_region", "region"), strict=False):
-                look = look_loss(probe, batch[name])
-                out["look_" + name] = look.detach()
+                own = torch.arange(batch["ids"].shape[1], device=h.device)
+                pointed = batch["row_key"][..., None] == own
+                rows = batch["rows"]
+                probes = {
+                    "look_key": (Probe(batch["key_rows"], KEY_LAYERS), batch["key_region"], p),
+                    "look_point": (Probe(rows, POINT_LAYERS, 2), pointed, p + n),
+                    "look_answer": (Probe(rows, LOOK_LAYERS), batch["region"], p),
+                }
+            watch = tuple(x[0] for x in probes.values())
+            text, right, kind = self.text_loss(image, batch, phase.stride, watch)
+            for name, (probe, wanted, start) in probes.items():
+                look = look_loss(probe, wanted, start)
+                out[name] = look.detach()
                 loss = loss + phase.look * look
             out["text"] = text.detach()
             for i, name in enumerate(TYPES):
