@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from rich.table import Table
 from llava.eval import run_benchmark
 from llava.eval.benchmarks.textvqa import TextVQA, read_regions
 from llava.eval.cli import env
-from llava.eval.errors import EXIT_OK, EvalError, run_main
+from llava.eval.errors import EXIT_OK, run_main
 from llava.eval.eval_textvqa import annotation_of, load_annotations, question_of
 from llava.eval.files import write_atomically
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
@@ -77,22 +78,25 @@ def line_of(result: Mapping[str, Any], label: str, tokens: float | None) -> Line
 
 
 def collect(out: Path, samples: Sequence[Sample], data: Path, tokens: Sequence[int]) -> list[Line]:
-    """All rows, from the results of the runs."""
+    """The table's rows, from the results that are there: whole budgets only."""
 
-    def stored(folder: Path) -> dict[str, Any]:
-        result = read_result(folder / "result.json")
-        if result is None:
-            raise EvalError(f"no result in {folder}; run the same command again")
-        return result
+    def stored(folder: str) -> dict[str, Any] | None:
+        found = sorted(out.glob(f"{folder}/result.json"))
+        return read_result(found[0]) if found else None
 
-    full = stored(next((out / "seen" / "textvqa").glob("full-*")))
-    blank = stored(next((out / "blank" / "textvqa").glob("full-*")))
-    constant = {"method": CONSTANT, "tokens": None, "cells": constant_answer(samples, data)}
-    lines = [line_of(full, FULL, full["mean_tokens"]), line_of(blank, BLANK, None), constant]
+    lines = []
+    if (full := stored("seen/textvqa/full-*")) is not None:
+        lines.append(line_of(full, FULL, full["mean_tokens"]))
+    if (blank := stored("blank/textvqa/full-*")) is not None:
+        lines.append(line_of(blank, BLANK, None))
+    lines.append({"method": CONSTANT, "tokens": None, "cells": constant_answer(samples, data)})
     for budget in tokens:
-        for method in METHODS:
-            result = stored(out / "seen" / "textvqa" / f"{method}-{budget}")
-            lines.append(line_of(result, method, result["mean_tokens"]))
+        results = [(method, stored(f"seen/textvqa/{method}-{budget}")) for method in METHODS]
+        lines += [
+            line_of(result, method, result["mean_tokens"])
+            for method, result in results
+            if result is not None and all(other is not None for _, other in results)
+        ]
     return lines
 
 
@@ -198,26 +202,37 @@ def main(argv: list[str] | None = None) -> int:
     # The weights are stored in bfloat16, which CPUs multiply about twice as fast as float32.
     parser.add_argument("--dtype", default=env("DTYPE", "bfloat16"))
     parser.add_argument("--nproc", default=env("NPROC", default_processes()))
+    parser.add_argument("--overwrite", action="store_true", help="throw away what is there")
     args, rest = parser.parse_known_args(argv)
     out, data = Path(args.out), Path(args.data)
+    if args.overwrite:
+        shutil.rmtree(out, ignore_errors=True)
     common = [
         *("textvqa", "--data", str(data), "--limit", args.limit, "--batch-size", args.batch_size),
         *("--seeds", ",".join(map(str, SEEDS)), "--tower-cache", "1024"),
         *("--dtype", args.dtype, "--nproc", args.nproc, *rest),
     ]
-    seen = ["--methods", ",".join([FULL, *METHODS]), "--tokens", args.tokens]
-    blank = ["--methods", FULL, "--blank-picture"]
-    for name, flags in (("seen", seen), ("blank", blank)):
-        status = run_benchmark.main([*common, *flags, "--out", str(out / name)])
+    samples = read_questions(TextVQA().files(data).questions, run_benchmark.parse_limit(args.limit))
+    tokens = run_benchmark.parse_numbers("--tokens", args.tokens)
+    seen = [*common, "--out", str(out / "seen")]
+    steps = [
+        [*seen, "--methods", FULL],
+        [*common, "--out", str(out / "blank"), "--methods", FULL, "--blank-picture"],
+        *(
+            [*seen, "--methods", ",".join([FULL, *METHODS]), "--tokens", str(budget)]
+            for budget in sorted(tokens)
+        ),
+    ]
+    console = Console()
+    for step in steps:
+        status = run_benchmark.main(step)
         if status != EXIT_OK:
             return status
-    limit = run_benchmark.parse_limit(args.limit)
-    samples = read_questions(TextVQA().files(data).questions, limit)
-    tokens = run_benchmark.parse_numbers("--tokens", args.tokens)
-    lines = collect(out, samples, data, tokens)
-    console = Console()
+        # Stopped later, the files hold the rows that are complete.
+        lines = collect(out, samples, data, tokens)
+        paths = write(lines, Path(args.results))
     print_lines(lines, console)
-    for path in write(lines, Path(args.results)):
+    for path in paths:
         console.print(f"wrote {path}", highlight=False)
     return EXIT_OK
 

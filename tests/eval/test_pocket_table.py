@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.eval import pocket_table
+from llava.eval import pocket_table, run_benchmark
 from llava.eval.errors import EvalError
 from llava.eval.loading import ModelChoice, load_model
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
@@ -84,6 +84,22 @@ def test_table_holds_every_cell_and_is_made_once(
         *("--out", str(tmp_path / "out"), "--results", str(results), "--tokens", "9,6"),
         *("--batch-size", "4", "--max-new-tokens", "3", "--workers", "0", "--dtype", "float32"),
     ]
+    benchmark, steps = run_benchmark.main, []
+
+    def stop_at_the_second_budget(argv: list[str]) -> int:
+        steps.append(argv)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return benchmark(argv)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_benchmark, "main", stop_at_the_second_budget)
+        with pytest.raises(KeyboardInterrupt):
+            pocket_table.main(args)
+    first = (results / "pocket_textvqa.md").read_text().splitlines()
+    assert [line.split(" | ")[0][2:] for line in first[2:9]] == [
+        pocket_table.FULL, pocket_table.BLANK, pocket_table.CONSTANT, *METHODS,
+    ]  # fmt: skip
     assert pocket_table.main(args) == 0
     made = {path.name: path.read_bytes() for path in results.iterdir()}
     assert sorted(made) == [f"pocket_textvqa.{ending}" for ending in ("csv", "json", "md")]
