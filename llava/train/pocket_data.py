@@ -121,6 +121,8 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
         key_region = np.zeros_like(region)
         key_rows = np.zeros(MAX_ROWS, np.int64)
         row_key = np.full(MAX_ROWS, -1, np.int64)  # the key word's row, for each of ``rows``
+        # Where there is no evidence, rows look at the prompt instead of the picture.
+        sink, key_sink = np.zeros(MAX_ROWS, bool), np.zeros(MAX_ROWS, bool)
         row = key = 0
         at, number, queue = 0, 0, list(questions)
         while queue:
@@ -139,17 +141,19 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
             for j, (owner, token) in enumerate(zip(owners, toks, strict=True)):
                 if token in self.keys[owner.type] and key < MAX_ROWS and labs[j] == IGNORE:
                     where[id(owner)] = key_rows[key] = at + j
-                    key_region[key, list(owner.region)] = True
+                    key_region[key, list(owner.evidence)] = True
+                    key_sink[key] = not owner.evidence
                     key += 1
             for j, (owner, answers) in enumerate(zip(owners, kinds, strict=True)):
                 if answers >= 0 and row < MAX_ROWS:  # the row before an answer's token predicts it
                     rows[row] = at + j - 1
                     row_key[row] = where.get(id(owner), -1)
-                    region[row, list(owner.region)] = True
+                    region[row, list(owner.evidence)] = True
+                    sink[row] = not owner.evidence
                     row += 1
             at, number = at + len(toks), number + 1
         out = {"ids": ids, "labels": labels, "pos": pos, "seg": seg, "kind": kind, "rows": rows, "region": region, "key_rows": key_rows, "key_region": key_region}
-        out["row_key"] = row_key
+        out |= {"row_key": row_key, "sink": sink, "key_sink": key_sink}
         return out
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:

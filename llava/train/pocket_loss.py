@@ -56,7 +56,7 @@ class Pocket(nn.Module):
         }
         self.llava = llava
         # Of each question's answer the whole counts about one; spaces and ends (-1) little.
-        share = {"word": 0.3, "number": 0.5}
+        share = {"word": 0.3, "number": 0.5, "place_color": 2.0, "place_shape": 2.0}
         self.weights = torch.tensor([share.get(t, 1.0) for t in TYPES] + [0.05])
         width = llava.config.vision_config.hidden_size
         self.heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in HEADS.items()})
@@ -136,10 +136,14 @@ class Pocket(nn.Module):
                 own = torch.arange(batch["ids"].shape[1], device=h.device)
                 pointed = batch["row_key"][..., None] == own
                 rows = batch["rows"]
+                shown, key_shown = (
+                    torch.cat([batch[k + "sink"][..., None].expand(-1, -1, p), batch[k + "region"]], 2)
+                    for k in ("", "key_")
+                )
                 probes = {
-                    "look_key": (Probe(batch["key_rows"], KEY_LAYERS), batch["key_region"], p),
+                    "look_key": (Probe(batch["key_rows"], KEY_LAYERS), key_shown, 0),
                     "look_point": (Probe(rows, POINT_LAYERS, 2), pointed, p + n),
-                    "look_answer": (Probe(rows, LOOK_LAYERS), batch["region"], p),
+                    "look_answer": (Probe(rows, LOOK_LAYERS), shown, 0),
                 }
             watch = tuple(x[0] for x in probes.values())
             text, right, kind = self.text_loss(image, batch, phase.stride, watch)

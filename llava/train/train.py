@@ -8,16 +8,36 @@ A run goes on from the last checkpoint in ``--output_dir``.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import transformers
+from transformers.integrations.deepspeed import (
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from . import parts
 from .arguments import DataArguments, ModelArguments, TrainingArguments, refuse
 from .conversations import Collator, Conversations
 from .trainer import LlavaTrainer
+
+
+@contextlib.contextmanager
+def _whole_weights(args: TrainingArguments) -> Iterator[None]:
+    """Under ZeRO-3 transformers would cut the weights up while reading them, which our loader of
+    original checkpoints cannot do: read them whole, DeepSpeed cuts them when it starts."""
+    config = getattr(args, "hf_deepspeed_config", None)
+    if config is not None:
+        unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            set_hf_deepspeed_config(config)
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:
@@ -28,7 +48,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
     transformers.set_seed(args.seed)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     # Master weights stay float32 unless DeepSpeed keeps them itself.
-    tokenizer, model, processor = parts.load(model_args, dtype if args.deepspeed else torch.float32)
+    with _whole_weights(args):
+        tokenizer, model, processor = parts.load(
+            model_args, dtype if args.deepspeed else torch.float32
+        )
     model.config.image_aspect_ratio = data_args.image_aspect_ratio
     model.config.use_cache = False
     parts.freeze(model, model_args)

@@ -28,12 +28,15 @@ SUFFIX = "Answer the question using a single word or phrase."
 
 @dataclass(frozen=True)
 class Question:
-    """One question. ``region`` holds the patch ids (row-major) that are needed to answer it."""
+    """One question. ``region`` holds the patch ids (row-major) that are needed to answer it;
+    ``evidence`` those that show the answer: of existence the things meant, none where the answer
+    is no. Elsewhere they are the same."""
 
     type: str
     text: str
     answer: str
     region: tuple[int, ...]
+    evidence: tuple[int, ...]
 
 
 def _in_place(scene: Scene, place: tuple[float, float, float, float]) -> Thing | None:
@@ -56,11 +59,17 @@ def all_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     by_shape = {s: [t for t in shapes if t.shape == s] for s in v.SHAPES}
     by_color = {c: [t for t in shapes if t.color == c] for c in v.COLORS}
 
-    def add(kind: str, answer: str, about: list[Thing], **words: str) -> None:
+    def patches(about: list[Thing]) -> tuple[int, ...]:
+        return tuple(sorted({p for t in about for p in thing_patches(t, scene.grid)}))
+
+    def add(
+        kind: str, answer: str, about: list[Thing], shown: list[Thing] | None = None, **words: str
+    ) -> None:
         texts = _TEXT[kind]
         text = texts[int(rng.integers(len(texts)))].format(**words)
-        region = sorted({p for t in about for p in thing_patches(t, scene.grid)})
-        out.append(Question(kind, text, answer, tuple(region)))
+        region = patches(about)
+        evidence = region if shown is None else patches(shown)
+        out.append(Question(kind, text, answer, region, evidence))
 
     for s, found in by_shape.items():
         if len(found) == 1:
@@ -95,7 +104,8 @@ def _exist(scene: Scene, rng: np.random.Generator, by_shape: Groups, by_color: G
         for i in rng.permutation(len(pairs))[:n]:
             c, s = pairs[int(i)]
             # The same rule for yes and no, so that the region does not give the answer away.
-            add("exist", answer, by_shape[s], a="an" if c == "orange" else "a", color=c, shape=s)
+            meant = [t for t in by_shape[s] if t.color == c]
+            add("exist", answer, by_shape[s], meant, a="an" if c == "orange" else "a", color=c, shape=s)
 
 
 def _count(rng: np.random.Generator, by_shape: Groups, add: Add) -> None:
