@@ -1,1 +1,1 @@
-"""Training: LLaVA's recipe (``llava.train.train``) and the pocket model (``llava.train.pocket``)."""
+"""LLaVA's recipe (``llava.train.train``) and the pocket model (``llava.train.pocket``)."""

@@ -121,9 +121,7 @@ class Conversations(Dataset[dict[str, Any]]):
 
     def lengths(self) -> list[int]:
         """Words in each sample; negative for samples without a picture."""
-        words = (
-            sum(len(t["value"].split()) for t in s["conversations"]) + 1 for s in self.samples
-        )
+        words = (sum(len(t["value"].split()) for t in s["conversations"]) + 1 for s in self.samples)
         return [n if "image" in s else -n for n, s in zip(words, self.samples, strict=True)]
 
     def __getitem__(self, i: int) -> dict[str, Any]:
@@ -136,7 +134,11 @@ class Conversations(Dataset[dict[str, Any]]):
                 f"{int('image' in sample)} picture"
             )
         ids, labels = encode(
-            parts, self.tokenizer, self.config.image_token_id, self.config.image_seq_length, self.limit
+            parts,
+            self.tokenizer,
+            self.config.image_token_id,
+            self.config.image_seq_length,
+            self.limit,
         )
         out: dict[str, Any] = {"input_ids": ids, "labels": labels}
         if pictures:

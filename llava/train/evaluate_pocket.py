@@ -55,7 +55,9 @@ def oracle(region: list[int], n: int, total: int = 576) -> np.ndarray:
     """The region's patches (the first n of them), filled up with evenly spread others."""
     kept = list(region)[:n]
     others = np.setdiff1d(np.arange(total), kept)
-    return np.sort(np.concatenate([kept, others[even(n - len(kept), len(others))]]).astype(np.int64))
+    return np.sort(
+        np.concatenate([kept, others[even(n - len(kept), len(others))]]).astype(np.int64)
+    )
 
 
 class Scorer:
@@ -80,7 +82,10 @@ class Scorer:
     @torch.inference_mode()
     def right(self, feats: Tensor, rows: list[dict]) -> list[bool]:
         """One picture's features (n, width) and its questions -> which greedy answers are exact."""
-        ids, target, pos, seg = [], [], [], []
+        ids: list[int] = []
+        target: list[int] = []
+        pos: list[int] = []
+        seg: list[int] = []
         for i, r in enumerate(rows):
             ask = self.tok(f"\n{r['prompt']} ASSISTANT:", add_special_tokens=False).input_ids
             ans = self.tok(f" {r['answer']}", add_special_tokens=False).input_ids
@@ -102,7 +107,9 @@ class Scorer:
         return [i not in bad for i in range(len(rows))]
 
 
-def evaluate(scorer: Scorer, folder: Path, rows: list[dict], tokens: int, seed: int) -> dict[str, list]:
+def evaluate(
+    scorer: Scorer, folder: Path, rows: list[dict], tokens: int, seed: int
+) -> dict[str, list]:
     """For each condition one bool for each question, in order."""
     by_picture: dict[str, list[int]] = {}
     for i, r in enumerate(rows):
@@ -142,7 +149,8 @@ def table(rows: list[dict], result: dict[str, list]) -> dict[str, dict[str, floa
     groups = {k: [i for i, r in enumerate(rows) if r["type"] == k] for k in kinds}
     groups["all"] = list(range(len(rows)))
     return {
-        k: {"n": len(ids)} | {c: round(100 * float(np.mean([v[i] for i in ids])), 1) for c, v in result.items()}
+        k: {"n": len(ids)}
+        | {c: round(100 * float(np.mean([v[i] for i in ids])), 1) for c, v in result.items()}
         for k, ids in groups.items()
     }
 

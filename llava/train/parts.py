@@ -9,8 +9,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -75,7 +81,7 @@ def _join(
     return tokenizer, model, CLIPImageProcessorPil.from_pretrained(tower)
 
 
-def projector_state(model: nn.Module) -> dict[str, torch.Tensor]:
+def projector_state(model: Any) -> dict[str, torch.Tensor]:
     """The projector's weights under the names of LLaVA's ``mm_projector`` files."""
     back = {new: old for old, new in _ORIGINAL.items()}
     return {
@@ -84,8 +90,8 @@ def projector_state(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def load_projector(model: nn.Module, path: Path) -> None:
-    """Reads ``mm_projector.safetensors`` or LLaVA's ``mm_projector.bin`` (a file, or its folder)."""
+def load_projector(model: Any, path: Path) -> None:
+    """Reads ``mm_projector.safetensors`` or ``mm_projector.bin`` (a file, or its folder)."""
     if path.is_dir():
         found = [path / n for n in (PROJECTOR, "mm_projector.bin") if (path / n).is_file()]
         if not found:
@@ -110,7 +116,7 @@ def save_projector(state: dict[str, torch.Tensor], folder: str) -> None:
     os.replace(tmp, os.path.join(folder, PROJECTOR))
 
 
-def freeze(model: nn.Module, args: ModelArguments) -> None:
+def freeze(model: Any, args: ModelArguments) -> None:
     """LLaVA's recipe: the tower stays; alignment tunes the projector alone, tuning also the LM."""
     model.requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(True)
@@ -121,7 +127,7 @@ def freeze(model: nn.Module, args: ModelArguments) -> None:
         model.model.vision_tower.requires_grad_(True)
 
 
-def with_lora(model: nn.Module, training: Any) -> nn.Module:
+def with_lora(model: Any, training: Any) -> nn.Module:
     """LoRA on the language model's linear layers; the projector is tuned whole, as in LLaVA."""
     from peft import LoraConfig, get_peft_model
 

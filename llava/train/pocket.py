@@ -13,6 +13,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,7 +36,9 @@ def make_optimizer(model: torch.nn.Module, lr: float, kind: str) -> list[torch.o
         else:
             outer.append(p)
     groups = [{"params": outer, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
-    out: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)]
+    out: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+    ]
     if inner:
         out.append(
             torch.optim.Muon(inner, lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
@@ -53,10 +56,18 @@ def rate(phase: Phase, step: int, total: int) -> float:
 class Run:
     """A training run on disk: weights, optimizer, place in the curriculum, log."""
 
-    def __init__(self, folder: Path, config: str, shape: str, seed: int, lr: float, opt: str) -> None:
+    def __init__(
+        self, folder: Path, config: str, shape: str, seed: int, lr: float, opt: str
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.settings = {"config": config, "shape": shape, "seed": seed, "lr": lr, "opt": opt}
+        self.settings: dict[str, Any] = {
+            "config": config,
+            "shape": shape,
+            "seed": seed,
+            "lr": lr,
+            "opt": opt,
+        }
         torch.manual_seed(seed)
         self.tokenizer = make_tokenizer()
         self.model = Pocket(make_model(SHAPES[shape], self.tokenizer), self.tokenizer)

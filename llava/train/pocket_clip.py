@@ -39,7 +39,11 @@ LENGTH = 77
 
 def phrase(t: Thing) -> str:
     a = "an" if t.color == "orange" else "a"
-    return f"{a} {t.color} {t.shape}" if t.kind == "shape" else f"{a} {t.color} sign that says {t.text}"
+    return (
+        f"{a} {t.color} {t.shape}"
+        if t.kind == "shape"
+        else f"{a} {t.color} sign that says {t.text}"
+    )
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -49,7 +53,9 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return "A scene with " + ", ".join(phrase(t) for t in some)
 
 
-def make_clip(llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
+def make_clip(
+    llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
+) -> CLIPModel:
     """A CLIPModel whose vision half is the pocket model's tower."""
     vision = llava.config.vision_config
     text = CLIPTextConfig(
@@ -85,10 +91,14 @@ def image_embeds(clip: CLIPModel, pixels: Tensor) -> Tensor:
     k, v = (f(y).view(b, n, -1, a.head_dim).transpose(1, 2) for f in (a.k_proj, a.v_proj))
     x = h[:, :1] + a.out_proj(attend(q, k, v, None).transpose(1, 2).reshape(b, 1, width))
     x = x + layer.mlp(layer.layer_norm2(x))
-    return F.normalize(clip.visual_projection(clip.vision_model.post_layernorm(x[:, 0])).float(), dim=-1)
+    return F.normalize(
+        clip.visual_projection(clip.vision_model.post_layernorm(x[:, 0])).float(), dim=-1
+    )
 
 
-def batch(step: int, size: int, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, dict[str, Tensor]]:
+def batch(
+    step: int, size: int, tokenizer: PreTrainedTokenizerFast
+) -> tuple[Tensor, dict[str, Tensor]]:
     pictures, texts = [], []
     for j in range(size):
         scene = make_scene(CLIP_SEED, step, j)
@@ -98,7 +108,9 @@ def batch(step: int, size: int, tokenizer: PreTrainedTokenizerFast) -> tuple[Ten
         texts, padding="max_length", padding_side="right", truncation=True, max_length=LENGTH,
         return_tensors="pt",
     )  # fmt: skip
-    coded["input_ids"][coded["input_ids"][:, -1] != tokenizer.pad_token_id, -1] = tokenizer.eos_token_id
+    coded["input_ids"][coded["input_ids"][:, -1] != tokenizer.pad_token_id, -1] = (
+        tokenizer.eos_token_id
+    )
     return torch.from_numpy(np.stack(pictures)), dict(coded)
 
 
@@ -152,7 +164,9 @@ def main() -> None:
         sums[0] += loss.item()
         sums[1] += (logits.argmax(1) == target).float().mean().item()
         if step % 20 == 0:
-            log.append({"step": step, "loss": round(sums[0] / 20, 4), "right": round(sums[1] / 20, 4)})
+            log.append(
+                {"step": step, "loss": round(sums[0] / 20, 4), "right": round(sums[1] / 20, 4)}
+            )
             print(json.dumps(log[-1]), flush=True)
             sums = [0.0, 0.0]
     clip.cpu().to(torch.bfloat16).save_pretrained(args.out)
@@ -162,7 +176,14 @@ def main() -> None:
     _write_json(args.out / "preprocessor_config.json", preprocessor)
     _write_json(
         args.out / "TRAINING.json",
-        {"steps": step, "batch": args.batch, "lr": args.lr, "seed": 0, "scenes": CLIP_SEED, "log": log},
+        {
+            "steps": step,
+            "batch": args.batch,
+            "lr": args.lr,
+            "seed": 0,
+            "scenes": CLIP_SEED,
+            "log": log,
+        },
     )
 
 

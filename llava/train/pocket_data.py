@@ -52,7 +52,9 @@ class Phase:
     decay: bool = False  # linear to 5 % over this phase
 
 
-def _choose(found: list[Question], quota: dict[str, int], rng: np.random.Generator) -> list[Question]:
+def _choose(
+    found: list[Question], quota: dict[str, int], rng: np.random.Generator
+) -> list[Question]:
     left = dict(quota)
     out = []
     for i in rng.permutation(len(found)):
@@ -74,7 +76,9 @@ def _window(grid: int, rng: np.random.Generator) -> tuple[int, int]:
 class PocketData(Dataset[dict[str, torch.Tensor]]):
     """Item i is part i % micro of batch i // micro: a function of (seed, phase index, i) alone."""
 
-    def __init__(self, phase: Phase, index: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self, phase: Phase, index: int, seed: int, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         self.phase, self.index, self.seed = phase, index, seed
         self.tok = tokenizer
         self.prefix = tokenizer(SYSTEM + " USER: ").input_ids
@@ -152,7 +156,17 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
                     sink[row] = not owner.evidence
                     row += 1
             at, number = at + len(toks), number + 1
-        out = {"ids": ids, "labels": labels, "pos": pos, "seg": seg, "kind": kind, "rows": rows, "region": region, "key_rows": key_rows, "key_region": key_region}
+        out = {
+            "ids": ids,
+            "labels": labels,
+            "pos": pos,
+            "seg": seg,
+            "kind": kind,
+            "rows": rows,
+            "region": region,
+            "key_rows": key_rows,
+            "key_region": key_region,
+        }
         out |= {"row_key": row_key, "sink": sink, "key_sink": key_sink}
         return out
 
@@ -166,7 +180,11 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
             rng = np.random.default_rng([*key, 7003])
             x, y = _window(ph.grid, rng)
             scene = make_scene(
-                *key, size=ph.grid * 14, kinds=ph.kinds, signs=ph.signs, origin=(x * 14, y * 14),
+                *key,
+                size=ph.grid * 14,
+                kinds=ph.kinds,
+                signs=ph.signs,
+                origin=(x * 14, y * 14),
                 few=np.random.default_rng([*key, 7005]).random() < ph.few,
             )
             picture = render(scene, 84 if rng.random() < 0.3 else None)

@@ -8,8 +8,10 @@ from the image rows, so that no work is spent on image rows looking at text.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -24,7 +26,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return torch.softmax(scores, dim=-1, dtype=scores.dtype) @ v
 
 
-def vision_features(tower: nn.Module, pixels: Tensor, grid_ids: Tensor) -> Tensor:
+def vision_features(tower: Any, pixels: Tensor, grid_ids: Tensor) -> Tensor:
     """(b, 1 + patches, width): hidden_states[-2] of a CLIP tower.
 
     ``grid_ids`` (b, patches) names the place of each patch on the tower's own grid, so that a
@@ -67,7 +69,7 @@ class Probe:
 
 
 def decoder_states(
-    decoder: nn.Module, embeds: Tensor, positions: Tensor, segments: Tensor, shared: int,
+    decoder: Any, embeds: Tensor, positions: Tensor, segments: Tensor, shared: int,
     stride: int = 1, probes: tuple[Probe, ...] = (),
 ) -> Tensor:  # fmt: skip
     """(b, n - shared, width): final states of the text rows of a Llama decoder.

@@ -18,7 +18,6 @@ from playground.pocket.questions import TYPES
 from .pocket_data import IGNORE, Phase, normalize
 from .pocket_forward import Probe, decoder_states, vision_features
 
-
 # Where attention is supervised: a question's key word looks at what it names, the rows that
 # predict the answer look at the key word (heads 2 and 3) and at what the question asks for.
 KEY_LAYERS, POINT_LAYERS, LOOK_LAYERS = (2, 4), (4, 8), (6, 10)
@@ -137,7 +136,9 @@ class Pocket(nn.Module):
                 pointed = batch["row_key"][..., None] == own
                 rows = batch["rows"]
                 shown, key_shown = (
-                    torch.cat([batch[k + "sink"][..., None].expand(-1, -1, p), batch[k + "region"]], 2)
+                    torch.cat(
+                        [batch[k + "sink"][..., None].expand(-1, -1, p), batch[k + "region"]], 2
+                    )
                     for k in ("", "key_")
                 )
                 probes = {

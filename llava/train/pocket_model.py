@@ -173,7 +173,9 @@ def make_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlavaForCond
             # Odd layers begin as the identity: the first phases may leave them out, exactly.
             out.weight.data.mul_(0.0 if i % 2 else scale)
     model.generation_config = GenerationConfig(
-        bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.eos_token_id,
+        pad_token_id=text.pad_token_id,
     )
     return model
 
@@ -204,7 +206,9 @@ def export(
     half.config.dtype = torch.bfloat16
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    image = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    image = CLIPImageProcessorPil(
+        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+    )
     image.save_pretrained(folder)
     path = folder / "preprocessor_config.json"
     fields = json.loads(path.read_text())

@@ -43,7 +43,9 @@ def add(a: Stats, b: Stats) -> Stats:
 class Local:
     """All parts one after another in this process; ``loaders`` processes make the pictures."""
 
-    def __init__(self, model: Pocket, tokenizer: PreTrainedTokenizerFast, half: bool, loaders: int) -> None:
+    def __init__(
+        self, model: Pocket, tokenizer: PreTrainedTokenizerFast, half: bool, loaders: int
+    ) -> None:
         self.model, self.tokenizer, self.half, self.loaders = model, tokenizer, half, loaders
         self.device = next(model.parameters()).device
 
@@ -101,7 +103,9 @@ def _work(
 class Pool:
     """Helpers on shared weights. CPU only."""
 
-    def __init__(self, model: Pocket, shape: str, seed: int, half: bool, helpers: int, parts: int) -> None:
+    def __init__(
+        self, model: Pocket, shape: str, seed: int, half: bool, helpers: int, parts: int
+    ) -> None:
         self.params = list(model.parameters())
         for p in self.params:
             p.data = p.data.share_memory_()

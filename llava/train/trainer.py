@@ -47,6 +47,8 @@ class ModalitySampler(Sampler[int]):
 class LlavaTrainer(Trainer):
     """Reads ``group_by_modality_length`` and ``mm_projector_lr`` of its arguments."""
 
+    optimizer: Any
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         data = train_dataset if train_dataset is not None else self.train_dataset
         if data is None or not getattr(self.args, "group_by_modality_length", False):

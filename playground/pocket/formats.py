@@ -38,14 +38,20 @@ def ten_answers(answer: str, kind: str, rng: np.random.Generator) -> list[str]:
     return [out[int(i)] for i in rng.permutation(10)]
 
 
-def pick(found: list[Question], n: int, used: dict[str, int], rng: np.random.Generator) -> list[Question]:
+def pick(
+    found: list[Question], n: int, used: dict[str, int], rng: np.random.Generator
+) -> list[Question]:
     """At most ``n`` questions of one picture, no two alike, rare types and answers first."""
     order = [found[int(i)] for i in rng.permutation(len(found))]
     out: list[Question] = []
-    for q in sorted(order, key=lambda q: (used.get(q.type, 0), used.get(f"{q.type}={q.answer}", 0))):
+    for q in sorted(
+        order, key=lambda q: (used.get(q.type, 0), used.get(f"{q.type}={q.answer}", 0))
+    ):
         if len(out) == n:
             break
-        if all(q.text.lower() != o.text.lower() for o in out) and all(q.type != o.type for o in out):
+        if all(q.text.lower() != o.text.lower() for o in out) and all(
+            q.type != o.type for o in out
+        ):
             out.append(q)
     for q in out:
         used[q.type] = used.get(q.type, 0) + 1
@@ -53,7 +59,9 @@ def pick(found: list[Question], n: int, used: dict[str, int], rng: np.random.Gen
     return out
 
 
-def _annotation(scene: Scene, q: Question, name: str, number: int, rng: np.random.Generator) -> dict:
+def _annotation(
+    scene: Scene, q: Question, name: str, number: int, rng: np.random.Generator
+) -> dict:
     classes = sorted({t.shape or "sign" for t in scene.things})
     return {
         "image_id": name,
@@ -82,7 +90,9 @@ def write_textvqa(folder: Path, questions: int, per_picture: int, seed: int) -> 
         rng = np.random.default_rng([seed, i, 7005])
         name = image_id(seed, i)
         i += 1
-        chosen = pick(all_questions(scene, rng), min(per_picture, questions - len(lines)), used, rng)
+        chosen = pick(
+            all_questions(scene, rng), min(per_picture, questions - len(lines)), used, rng
+        )
         if not chosen:
             continue
         Image.fromarray(render(scene)).save(images / f"{name}.jpg", quality=JPEG_QUALITY)

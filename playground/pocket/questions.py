@@ -11,7 +11,17 @@ from . import vocabulary as v
 from .labels import thing_patches
 from .scene import Scene, Thing
 
-TYPES = ("color", "shape", "exist", "count", "letter", "number", "word", "place_color", "place_shape")
+TYPES = (
+    "color",
+    "shape",
+    "exist",
+    "count",
+    "letter",
+    "number",
+    "word",
+    "place_color",
+    "place_shape",
+)
 _TEXT = {
     "color": ("What color is the {shape}?", "What is the color of the {shape}?"),
     "shape": ("What shape is the {color} object?", "What is the shape of the {color} object?"),
@@ -92,7 +102,9 @@ Add = Callable[..., None]
 Groups = dict[str, list[Thing]]
 
 
-def _exist(scene: Scene, rng: np.random.Generator, by_shape: Groups, by_color: Groups, add: Add) -> None:
+def _exist(
+    scene: Scene, rng: np.random.Generator, by_shape: Groups, by_color: Groups, add: Add
+) -> None:
     """As many yes as no; a no has the shape and the colour in the picture, but apart."""
     present = sorted({(t.color, t.shape) for t in scene.shapes()})
     absent = [
@@ -105,7 +117,15 @@ def _exist(scene: Scene, rng: np.random.Generator, by_shape: Groups, by_color: G
             c, s = pairs[int(i)]
             # The same rule for yes and no, so that the region does not give the answer away.
             meant = [t for t in by_shape[s] if t.color == c]
-            add("exist", answer, by_shape[s], meant, a="an" if c == "orange" else "a", color=c, shape=s)
+            add(
+                "exist",
+                answer,
+                by_shape[s],
+                meant,
+                a="an" if c == "orange" else "a",
+                color=c,
+                shape=s,
+            )
 
 
 def _count(rng: np.random.Generator, by_shape: Groups, add: Add) -> None:

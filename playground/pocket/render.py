@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -23,7 +23,7 @@ def _font_dir() -> str:
     return os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font(font: int, cap: int) -> ImageFont.FreeTypeFont:
     """The font scaled so that a capital H is ``cap`` pixels high."""
     path = os.path.join(_font_dir(), v.FONTS[font])
@@ -60,7 +60,7 @@ def char_spans(text: str, font: int, cap: int) -> list[tuple[int, int]]:
     return spans
 
 
-@lru_cache(maxsize=None)
+@cache
 def shape_mask(shape: str, s: int) -> np.ndarray:
     """(s, s) float32 in 0..1."""
     n = s * _OVER
@@ -84,7 +84,10 @@ def shape_mask(shape: str, s: int) -> np.ndarray:
     elif shape == "star":
         a = np.arange(10) * np.pi / 5 - np.pi / 2
         r = np.where(np.arange(10) % 2 == 0, 0.54, 0.22) * n
-        d.polygon([(c + q * np.cos(t), n * 0.54 + q * np.sin(t)) for q, t in zip(r, a, strict=True)], fill=255)
+        d.polygon(
+            [(c + q * np.cos(t), n * 0.54 + q * np.sin(t)) for q, t in zip(r, a, strict=True)],
+            fill=255,
+        )
     elif shape == "heart":
         d.ellipse((0, n * 0.05, n * 0.53, n * 0.55), fill=255)
         d.ellipse((n * 0.47, n * 0.05, n - 1, n * 0.55), fill=255)
@@ -127,7 +130,13 @@ def _clutter(canvas: np.ndarray, rng: np.random.Generator) -> None:
         x, y = rng.integers(0, size, 2)
         dx, dy = rng.integers(-60, 61, 2)
         d.line((int(x), int(y), int(x + dx), int(y + dy)), fill=255, width=int(rng.integers(1, 5)))
-    _blend(canvas, 0, 0, np.asarray(img, np.float32) / 255, np.full(3, rng.uniform(20, 235), np.float32))
+    _blend(
+        canvas,
+        0,
+        0,
+        np.asarray(img, np.float32) / 255,
+        np.full(3, rng.uniform(20, 235), np.float32),
+    )
 
 
 def render(scene: Scene, jpeg: int | None = None) -> np.ndarray:

@@ -143,7 +143,9 @@ def make_scene(
     rare_s, common_s = shapes[:4], shapes[4:]
     rare_c, common_c = colors[:3], colors[3:]
     floor, things = _Floor(size), []
-    centers = [tuple(rng.integers(size // 5, size - size // 5, 2)) for _ in range(2 if area > 0.5 else 1)]
+    centers = [
+        tuple(rng.integers(size // 5, size - size // 5, 2)) for _ in range(2 if area > 0.5 else 1)
+    ]
     spread = 30 + 20 * area
 
     n_rs, n_rc = int(rng.integers(2, 5)), int(rng.integers(1, 4))
@@ -168,7 +170,7 @@ def make_scene(
     for place in visible_places(size, origin).values():
         if rng.random() < 0.5:  # one thing alone in a corner
             put(None, place)
-            floor.take(tuple(int(x) for x in place))
+            floor.take((int(place[0]), int(place[1]), int(place[2]), int(place[3])))
 
     sign_colors = rng.permutation(common_c)
     for i in range(int(rng.integers(*signs))):

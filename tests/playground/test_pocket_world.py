@@ -96,7 +96,7 @@ def test_regions_hold_the_things_and_little_else():
         scene = make_scene(4, i)
         for q in questions(scene, i):
             assert q.region == tuple(sorted(set(q.region))) and q.region
-            assert 0 <= q.region[0] and q.region[-1] < scene.grid**2
+            assert q.region[0] >= 0 and q.region[-1] < scene.grid**2
             if q.type != "color":
                 continue
             (t,) = [t for t in scene.shapes() if q.text.rstrip("?").endswith(t.shape)]
