@@ -40,6 +40,8 @@ METHODS = ("visiondrop", "random", "uniform", "oracle")
 TOKENS = (192, 128, 64, 32)
 SEEDS = (0, 1, 2)
 STEM = "pocket_textvqa"
+ANSWERED = "answered"
+MARGIN = 20
 FULL, BLANK, CONSTANT = "full", "blank picture", "best constant"
 
 Cell = dict[str, float]
@@ -100,8 +102,32 @@ def collect(out: Path, samples: Sequence[Sample], data: Path, tokens: Sequence[i
     return lines
 
 
+def add_answered(lines: Sequence[Line]) -> None:
+    """Add to each row the score over the types that the model answers by the picture.
+
+    Those are the types in which the full model beats itself on blank pictures by `MARGIN` points:
+    on the others there is nothing that dropping could lose.
+    """
+    by_method = {line["method"]: line["cells"] for line in lines}
+    if not {FULL, BLANK} <= set(by_method):
+        return
+    full, blank = by_method[FULL], by_method[BLANK]
+    known = [
+        kind
+        for kind in full
+        if kind != "all" and full[kind]["score"] >= blank[kind]["score"] + MARGIN
+    ]
+    total = sum(full[kind]["n"] for kind in known)
+    for line in lines:
+        if total:
+            cells = line["cells"]
+            score = sum(cells[kind]["score"] * cells[kind]["n"] for kind in known) / total
+            cells[ANSWERED] = {"score": score, "n": total}
+
+
 def kinds_of(lines: Sequence[Line]) -> list[str]:
-    return ["all", *sorted(kind for kind in lines[0]["cells"] if kind != "all")]
+    groups = [kind for kind in ("all", ANSWERED) if kind in lines[0]["cells"]]
+    return [*groups, *sorted(kind for kind in lines[0]["cells"] if kind not in groups)]
 
 
 def show_cell(cell: Mapping[str, float]) -> str:
@@ -134,7 +160,8 @@ def note(lines: Sequence[Line]) -> str:
         f"{first['attn_implementation']}. tokens: true mean of visual tokens over decoder layers. "
         f"±: sample standard deviation over {len(SEEDS)} seeds. blank picture: the full "
         "model, every picture a uniform grey. best constant: for each "
-        "question type the one answer that scores best on these very questions. oracle: keeps the "
+        "question type the one answer that scores best on these very questions. answered: the "
+        f"types in which full beats blank by {MARGIN} points or more. oracle: keeps the "
         "patches that the question asks "
         "for, evenly spaced others up to the budget. The pocket model's CLS target is a function "
         "of the scene, never of a question."
@@ -230,6 +257,7 @@ def main(argv: list[str] | None = None) -> int:
             return status
         # Stopped later, the files hold the rows that are complete.
         lines = collect(out, samples, data, tokens)
+        add_answered(lines)
         paths = write(lines, Path(args.results))
     print_lines(lines, console)
     for path in paths:

@@ -125,3 +125,28 @@ def test_table_holds_every_cell_and_is_made_once(
     assert pocket_table.main(args) == 0, "a second time nothing is computed"
     assert "tiny-llava" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in results.iterdir()} == made
+
+
+def test_answered_column_holds_the_types_that_need_the_picture():
+    """Types in which the full model beats itself on blank pictures; others do not count."""
+
+    def line(method: str, seen: float, guessed: float) -> dict:
+        cells = {"all": {"score": 0.0, "n": 4}, "read": {"score": seen, "n": 3}}
+        return {
+            "method": method,
+            "tokens": None,
+            "cells": {**cells, "guess": {"score": guessed, "n": 1}},
+        }
+
+    lines = [
+        line("full", 90.0, 50.0),
+        line("blank picture", 10.0, 48.0),
+        line("uniform", 40.0, 51.0),
+    ]
+    pocket_table.add_answered(lines[:1])
+    assert pocket_table.kinds_of(lines) == ["all", "guess", "read"]
+    pocket_table.add_answered(lines)
+    assert pocket_table.kinds_of(lines) == ["all", "answered", "guess", "read"]
+    assert [x["cells"]["answered"] for x in lines] == [
+        {"score": 90.0, "n": 3}, {"score": 10.0, "n": 3}, {"score": 40.0, "n": 3}
+    ]  # fmt: skip
