@@ -32,7 +32,8 @@ def look_loss(probe: Probe, wanted: Tensor, start: int) -> Tensor:
     loss = torch.zeros((), device=wanted.device)
     for seen in probe.seen:
         mass = (seen[..., start : start + wanted.shape[-1]] * wanted[:, None]).sum(-1)
-        loss = loss - mass.transpose(1, 2)[some].clamp(min=1e-5).log().mean()
+        logs = mass.transpose(1, 2)[some].clamp(min=1e-5).log()
+        loss = loss - logs.sum() / max(logs.numel(), 1)
     return loss / len(probe.seen)
 
 
@@ -101,7 +102,7 @@ class Pocket(nn.Module):
         kind = batch["kind"][:, 1:][where]
         each = F.cross_entropy(logits, target[where], reduction="none")
         weight = self.weights.to(dev)[kind]
-        return (each * weight).sum() / weight.sum(), right, kind
+        return (each * weight).sum() / weight.sum().clamp(min=1e-6), right, kind
 
     def forward(self, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
         h = vision_features(
