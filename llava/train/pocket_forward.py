@@ -57,14 +57,16 @@ class Probe:
     """
 
     def __init__(self, rows: Tensor, layers: tuple[int, ...], first: int = 0) -> None:
-        self.rows, self.layers, self.heads = rows, layers, slice(first, first + 2)
+        self.rows, self.layers, self.first = rows, layers, first
         self.seen: list[Tensor] = []
 
     def look(self, q: Tensor, k: Tensor, mask: Tensor, shared: int) -> None:
+        first = min(self.first, q.shape[1] - 2)
+        heads = slice(first, first + 2)
         at = self.rows[:, None, :, None]
-        rows = q[:, self.heads, shared:].gather(2, at.expand(-1, 2, -1, q.shape[-1]))
+        rows = q[:, heads, shared:].gather(2, at.expand(-1, 2, -1, q.shape[-1]))
         own = mask.gather(2, at.expand(-1, 1, -1, mask.shape[-1]))
-        scores = (rows * q.shape[-1] ** -0.5) @ k[:, self.heads].transpose(-1, -2) + own
+        scores = (rows * q.shape[-1] ** -0.5) @ k[:, heads].transpose(-1, -2) + own
         self.seen.append(torch.softmax(scores.float(), dim=-1))
 
 

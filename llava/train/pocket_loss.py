@@ -34,7 +34,7 @@ def look_loss(probe: Probe, wanted: Tensor, start: int) -> Tensor:
         mass = (seen[..., start : start + wanted.shape[-1]] * wanted[:, None]).sum(-1)
         logs = mass.transpose(1, 2)[some].clamp(min=1e-5).log()
         loss = loss - logs.sum() / max(logs.numel(), 1)
-    return loss / len(probe.seen)
+    return loss / max(len(probe.seen), 1)  # a shallow model has fewer layers to watch
 
 
 class Pocket(nn.Module):
