@@ -1,5 +1,6 @@
 """The pocket's training code against the stock classes, and its promises: exact, resumable."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from llava.conversation import conv_templates
+from llava.train.evaluate_pocket import Scorer, evaluate, read_set
 from llava.train.pocket import rate
 from llava.train.pocket_data import IGNORE, TRAIN_SEED, Phase, PocketData, normalize
 from llava.train.pocket_forward import decoder_states, vision_features
@@ -212,6 +214,26 @@ def test_another_setting_is_refused_in_a_runs_folder(tmp_path):
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode != 0 and "give the same settings" in done.stderr
+
+
+def test_the_shipped_weights_are_those_that_the_record_names():
+    record = json.loads((CHECKPOINT / "TRAINING.json").read_text())
+    weights = CHECKPOINT / "model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == record["sha256"][weights.name]
+    assert weights.stat().st_size == record["bytes"] < 25e6
+    log = (CHECKPOINT / "training_log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["total"] == record["steps"]
+
+
+@pytest.mark.slow
+def test_the_shipped_model_needs_the_picture_and_the_patches_asked_for():
+    """On 60 questions: full and oracle far above a grey picture and evenly spread patches."""
+    samples = ROOT / "playground" / "data" / "eval" / "textvqa"
+    rows = read_set(samples, 60)
+    got = evaluate(Scorer(CHECKPOINT, "cpu"), samples, rows, 64, 0)
+    share = {k: sum(v) / len(v) for k, v in got.items()}
+    assert share["full"] > share["blank"] + 0.3
+    assert share["oracle 64"] > share["uniform 64"] + 0.15
 
 
 def test_the_curriculum_ends_on_full_pictures_with_every_layer():
