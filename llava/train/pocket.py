@@ -93,7 +93,8 @@ class Run:
         self.phase, self.step = s["phase"], s["step"]
         self.total, self.pictures = s["total"], s["pictures"]
         log = self.folder / "log.jsonl"  # lines written after the checkpoint are done again
-        keep = [x for x in log.read_text().splitlines() if json.loads(x)["total"] <= self.total]
+        lines = log.read_text() if log.exists() else ""
+        keep = [x for x in lines.splitlines() if json.loads(x)["total"] <= self.total]
         log.write_text("".join(x + "\n" for x in keep))
 
     def save(self) -> None:
