@@ -23,10 +23,13 @@ def digest_of_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+HISTORY = (".jsonl", ".log", ".md", ".txt")
+
+
 def fingerprint(path: str | Path) -> str | None:
     """A hash of a checkpoint folder's files; None if ``path`` is no local folder (a hub id).
 
-    Files up to 64 MiB count whole, larger ones by size, first and last MiB.
+    What only tells of the training does not count (`HISTORY`: a log may grow). Files up to 64 MiB count whole, larger ones by size, first and last MiB.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -35,6 +38,8 @@ def fingerprint(path: str | Path) -> str | None:
     for file in sorted(folder.rglob("*")):
         relative = file.relative_to(folder)
         if not file.is_file() or any(part.startswith(".") for part in relative.parts):
+            continue
+        if file.suffix in HISTORY or file.name == "TRAINING.json":
             continue
         size = file.stat().st_size
         whole.update(f"{relative.as_posix()}\0{size}\0".encode())
