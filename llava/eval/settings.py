@@ -23,13 +23,14 @@ def digest_of_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-HISTORY = (".jsonl", ".log", ".md", ".txt")
+HISTORY = (".jsonl", ".log", ".md")
 
 
 def fingerprint(path: str | Path) -> str | None:
     """A hash of a checkpoint folder's files; None if ``path`` is no local folder (a hub id).
 
-    What only tells of the training does not count (`HISTORY`: a log may grow). Files up to 64 MiB count whole, larger ones by size, first and last MiB.
+    What only tells of the training does not count (`HISTORY`: a log may grow). Files up to 64 MiB
+    count whole, larger ones by size, first and last MiB.
     """
     folder = Path(path)
     if not folder.is_dir():
