@@ -168,10 +168,11 @@ def note(lines: Sequence[Line]) -> str:
     )
 
 
-def write(lines: Sequence[Line], folder: Path) -> list[Path]:
+def write(lines: Sequence[Line], folder: Path, limit: str = "all") -> list[Path]:
     """The table as Markdown, CSV and JSON."""
     head, rows, kinds = head_of(lines), rows_of(lines), kinds_of(lines)
-    command = "Made by `bash scripts/tables/pocket.sh`."
+    some = "" if limit == "all" else f" --limit {limit}"
+    command = f"Made by `bash scripts/tables/pocket.sh{some}`."
     text = f"{markdown(head, rows)}\n{note(lines)} {command}\n"
     sheet = io.StringIO()
     writer = csv.writer(sheet, lineterminator="\n")
@@ -258,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
         # Stopped later, the files hold the rows that are complete.
         lines = collect(out, samples, data, tokens)
         add_answered(lines)
-        paths = write(lines, Path(args.results))
+        paths = write(lines, Path(args.results), args.limit)
     print_lines(lines, console)
     for path in paths:
         console.print(f"wrote {path}", highlight=False)
