@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +39,9 @@ class _KeepPatches(Reducer):
         """The same count in every layer."""
         return [min(self.tokens, num_patches)] * num_layers
 
+    @abstractmethod
     def patches(self, view: EncoderView) -> torch.Tensor:
         """[G, tokens] patches to keep, rising, counted without CLS."""
-        raise NotImplementedError
 
     def encoder_stage(self, view: EncoderView) -> Reduction | None:
         """Drop the others."""

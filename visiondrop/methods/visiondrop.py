@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
 from visiondrop.merging import MergeRule, Placement, Reduction, reduce_tokens
@@ -141,15 +142,7 @@ class VisionDrop(Reducer):
             scores = torch.nn.functional.pad(scores, (first, 0))
         if view.has_cls:
             scores[:, 0] = torch.inf
-        return reduce_tokens(
-            view.features,
-            view.sizes,
-            view.key.mean(1),
-            top_tokens(scores, dominant),
-            contextual,
-            rule=self.merge,
-            placement=self.placement,
-        )
+        return self._reduce(view.features, view.sizes, view.key, scores, dominant, contextual)
 
     def llm_layers(self) -> tuple[int, ...]:
         """The layers with a stage."""
@@ -161,10 +154,22 @@ class VisionDrop(Reducer):
         if dominant + contextual > view.hidden.shape[1]:
             return None
         scores = column_mean(view.query, view.key, view.scale, correction=self.causal)
+        return self._reduce(view.hidden, view.sizes, view.visual_key, scores, dominant, contextual)
+
+    def _reduce(
+        self,
+        tokens: Tensor,
+        sizes: Tensor,
+        key: Tensor,
+        scores: Tensor,
+        dominant: int,
+        contextual: int,
+    ) -> Reduction:
+        """Keep the best `tokens` [G, n, D], merge the others by head-averaged keys [G, H, n, d]."""
         return reduce_tokens(
-            view.hidden,
-            view.sizes,
-            view.visual_key.mean(1),
+            tokens,
+            sizes,
+            key.mean(1),
             top_tokens(scores, dominant),
             contextual,
             rule=self.merge,

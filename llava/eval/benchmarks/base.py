@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Scores:
     types: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
-class Benchmark:
+class Benchmark(ABC):
     """Base class; a benchmark sets the names and says how an answer is scored."""
 
     name: str
@@ -50,21 +51,21 @@ class Benchmark:
     default_data: str
     max_new_tokens: int = 128
 
+    @abstractmethod
     def files(self, data: str | Path) -> BenchmarkFiles:
         """Where the files are below ``data``; raises EvalError naming what is missing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, samples: Sequence[Sample], files: BenchmarkFiles) -> None:
         """Raise EvalError where a question could not be scored; called before any compute."""
-        raise NotImplementedError
 
     def regions(self, samples: Sequence[Sample], files: BenchmarkFiles) -> Regions:
         """Patches that each question asks for, by sample key; EvalError where nobody knows."""
         raise EvalError(f"nobody knows which patches {self.title}'s questions ask for: no oracle")
 
+    @abstractmethod
     def score(self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles) -> Scores:
         """Score the answers of a run."""
-        raise NotImplementedError
 
 
 def require_files(title: str, paths: Mapping[str, Path], hint: str) -> None:
