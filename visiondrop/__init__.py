@@ -9,9 +9,10 @@ with method(model) as trace:
 """
 
 from visiondrop.adapters import Geometry, geometry_of
+from visiondrop.composed import Composed
 from visiondrop.merging import Reduction
 from visiondrop.methods import METHODS, Full, Random, Uniform, VisionDrop, build_method
-from visiondrop.reducer import Composed, Reducer
+from visiondrop.reducer import Reducer
 from visiondrop.tower_cache import TowerCache
 from visiondrop.trace import Trace
 

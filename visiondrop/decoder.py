@@ -26,11 +26,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from visiondrop.adapters.base import Adapter, Geometry
 from visiondrop.cache import is_pruned, make_pruned
 from visiondrop.encoder import Picture, encode_pictures, picture_of, whole_picture
+from visiondrop.extension import Extension
 from visiondrop.layout import pack
-from visiondrop.prompt import read_prompt
+from visiondrop.prompt import read_prompt, split_pictures
+from visiondrop.prompt_stage import reduce_prompts
 from visiondrop.reducer import Reducer
-from visiondrop.run import Block, Run, longer_by_one
-from visiondrop.stages import run_stage
+from visiondrop.refusals import refuse_lost_logits
+from visiondrop.run import Block, Run, Uncached, row_positions
+from visiondrop.stages import LayerInput, StageInput, run_stage
 from visiondrop.trace import Trace
 
 __all__ = ["Mechanism"]
@@ -50,10 +53,11 @@ class Mechanism:
         self.decoder: Any = adapter.decoder(model)
         self.stage_layers = set(method.llm_layers())
         self.original = method.positions == "original"
+        self.extensions: list[Extension] = method.extensions()
         self.handles: list[Any] = []
         self.pending: list[Picture] | None = None
         self.input_ids: Tensor | None = None
-        self.uncached: tuple[Tensor, int] | None = None
+        self.uncached: Uncached | None = None
         self.run: Run | None = None
 
     # ------------------------------------------------------------------ hooks on and off
@@ -90,9 +94,13 @@ class Mechanism:
             hook = functools.partial(self.before_layer, index)
             hooked.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         self.handles = hooked
+        for extension in self.extensions:
+            extension.attach(self)
 
     def detach(self) -> None:
         """Remove all hooks; the model is as before."""
+        for extension in reversed(self.extensions):
+            extension.detach()
         for handle in self.handles:
             handle.remove()
         self.handles = []
@@ -122,18 +130,7 @@ class Mechanism:
 
     def before_model(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Refuse what a shortened sequence cannot answer."""
-        if kwargs.get("labels") is not None:
-            raise ValueError(
-                "labels were given, but dropped tokens have no logits to compare them with; train "
-                "or score losses outside the `with` block"
-            )
-        whole = isinstance(keep := kwargs.get("logits_to_keep", 0), int) and keep == 0
-        with_pictures = kwargs.get("pixel_values") is not None or kwargs.get("mm_encoder_outputs")
-        if whole and with_pictures and (self.method.before_llm or self.method.inside_llm):
-            raise ValueError(
-                "logits of all positions were asked for, but dropped tokens have none; pass "
-                "logits_to_keep=n for the last n positions (1 for the next token)"
-            )
+        refuse_lost_logits(self.method, kwargs)
 
     def before_base(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the prompt's ids and, where they were encoded before, its pictures."""
@@ -188,13 +185,24 @@ class Mechanism:
             )
         device = embeds.device
         token = self.adapter.image_token_id(self.model.config)
+        if self.method.before_llm and self.method.before == "prompt":
+            own = split_pictures((self.input_ids == token).cpu().numpy(), pictures)
+            pictures = sum(reduce_prompts(self.method, self.geometry, own), [])
         prompt = read_prompt(self.input_ids, mask, token, pictures, embeds)
         run = Run(True, cache, rows=prompt.rows, stages=prompt.stages, real=prompt.real)
         run.columns = self.input_ids.shape[1]
+        if cache is None:
+            self.uncached = Uncached.follow(self.uncached, self.input_ids)
+            run.tail = self.uncached.tail
         packed = pack(prompt.pool, prompt.index)
-        if self.original:
-            run.places = pack(prompt.place_pool, prompt.place_index)
         run.note_layout(device)
+        if self.original and self.method.entry_positions == "original":
+            run.places = pack(prompt.place_pool, prompt.place_index)
+        elif self.original:
+            run.places = row_positions(run, device)
+            run.real = run.lengths[0]
+        if self.method.uses_input:
+            run.entry = packed, run.rows
         self.run = run
 
         kwargs = dict(kwargs, past_key_values=cache, inputs_embeds=packed, use_cache=use_cache)
@@ -203,18 +211,8 @@ class Mechanism:
             # Gaps in the positions, no mask and no cache would be taken for packed sequences.
             padding = torch.ones(packed.shape[:2], dtype=torch.bool, device=device)
         kwargs["attention_mask"] = padding
-        kwargs["position_ids"] = self.positions(run, device)
+        kwargs["position_ids"] = row_positions(run, device)
         return kwargs
-
-    def positions(self, run: Run, device: torch.device) -> Tensor:
-        """[B, S] positions of the present packing."""
-        if run.places is not None:
-            return run.places
-        padding, lengths = run.padding[-1], run.lengths[-1]
-        width = max(lengths)
-        if padding is None:
-            return torch.arange(width, device=device).expand(len(lengths), -1)
-        return (padding.long().cumsum(1) - 1).clamp(min=0)
 
     def go_on(self, cache: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Extend every block by the new tokens and prepare its mask and positions."""
@@ -277,6 +275,9 @@ class Mechanism:
             kwargs["attention_mask"] = block.mask
             kwargs["position_embeddings"] = block.cos_sin
             kwargs["position_ids"] = block.positions
+        if run.prefill and self.method.looks_back and index + 1 in self.stage_layers:
+            cos, sin = kwargs["position_embeddings"]
+            run.before = LayerInput(self.decoder.layers[index], hidden, cos, sin)
         if self.original:
             # FlashAttention takes gaps in positions for packed sequences; RoPE has its own
             # argument.
@@ -295,21 +296,24 @@ class Mechanism:
         device = self.decoder.layers[index].self_attn.q_proj.weight.device
         if device.type != "meta":
             hidden, cos_sin = hidden.to(device), (cos_sin[0].to(device), cos_sin[1].to(device))
-        outcome = run_stage(
-            self.adapter,
-            self.decoder.layers[index],
-            self.method,
+        stage = StageInput(
             index,
-            hidden,
-            cos_sin,
+            LayerInput(self.decoder.layers[index], hidden, *cos_sin),
             run.rows,
             run.places,
+            run.before,
+            run.entry,
+            run.tail,
+            self.geometry.grid,
+            self.decoder.norm,
         )
+        run.before = None
+        outcome = run_stage(self.adapter, self.method, stage)
         for own, new in zip(run.stages, outcome.stages, strict=True):
             own.extend(new)
         run.rows, run.places = outcome.rows, outcome.places
         run.note_layout(hidden.device)
-        positions = self.positions(run, hidden.device)
+        positions = row_positions(run, hidden.device)
         block = Block(
             index,
             self.make_mask(outcome.hidden, run.padding[-1], run.cache, index),
@@ -331,19 +335,12 @@ class Mechanism:
         if run.prefill:
             if run.cache is not None:
                 run.store_blocks(self.decoder.embed_tokens.weight.device)
-            self.record(run)
+            samples = run.samples(self.decoder, self.geometry.num_layers)
+            if run.tail:
+                # Without a cache the whole row runs again for each new token: still one sample.
+                del self.trace.samples[-len(samples) :]
+            self.trace.samples.extend(samples)
         else:
             new = run.columns if run.new_mask is None else run.new_mask.sum(1)
             run.cache.logical += run.columns
             run.cache.logical_count = run.cache.logical_count + new
-
-    def record(self, run: Run) -> None:
-        """Add the rows with pictures to the trace."""
-        samples = run.samples(self.decoder, self.geometry.num_layers)
-        if run.cache is None:
-            # Without a cache generate() runs the whole prompt again for each token: one sample.
-            assert self.input_ids is not None
-            if self.uncached is not None and longer_by_one(self.input_ids, self.uncached[0]):
-                del self.trace.samples[len(self.trace.samples) - self.uncached[1] :]
-            self.uncached = (self.input_ids, len(samples))
-        self.trace.samples.extend(samples)

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visiondrop.adapters.base import Adapter, Geometry
-from visiondrop.merging import Reduction
+from visiondrop.adapters.base import Adapter, Geometry, TowerOutput, following_projections
+from visiondrop.merging import Reduction, per_picture
 from visiondrop.reducer import Reducer
+from visiondrop.tower_blocks import run_merging_vit
 from visiondrop.trace import CLS, StageTrace, Trace
-from visiondrop.views import EncoderView
+from visiondrop.views import EncoderView, ProjectedView
 
 __all__ = ["Picture", "encode_pictures", "picture_of"]
 
@@ -38,9 +39,11 @@ class Picture:
         identity: [tokens] patch id of each (CLS is -1).
         slot: [tokens] place of each in the unpruned run of placeholders.
         sizes: [tokens] patches that each stands for.
-        overflow: [tokens - rows, D'] embeddings beyond `rows`; usually none.
-        stage: record of the encoder stage, None where there was none.
-        key: makes the sample key.
+        overflow: [spill, D'] embeddings of the last tokens, which are not among the feature rows:
+            those beyond `rows`, or all where a prompt stage made them; None where there are none.
+        stage: record of the stage before the LLM, None where there was none.
+        key: the sample's key, None where none was given.
+        features, pixels: [rows, D'] and [3, h, w], where a prompt stage is to come.
     """
 
     rows: int
@@ -51,6 +54,13 @@ class Picture:
     overflow: Tensor | None
     stage: StageTrace | None
     key: str | None
+    features: Tensor | None = None
+    pixels: Tensor | None = None
+
+    @property
+    def spill(self) -> int:
+        """Tokens whose embeddings are in `overflow`."""
+        return 0 if self.overflow is None else self.overflow.shape[0]
 
 
 def picture_of(features: Tensor) -> Picture | None:
@@ -65,21 +75,35 @@ def pixel_key(pixels: Tensor) -> str:
 
 
 def picture_keys(pixel_values: Tensor, trace: Trace) -> list[str]:
-    """One key per picture; each is repeated where generate() repeated pictures for beams or
-    samples.
-
-    Raises `ValueError` where the number of keys fits neither.
-    """
-    count = pixel_values.shape[0]
+    """One key per picture: those given, or hashes of the pixels."""
     if trace.keys is None:
         return [pixel_key(pixels) for pixels in pixel_values]
-    if not trace.keys or count % len(trace.keys):
+    return one_each(trace.keys, pixel_values.shape[0], "sample keys", "trace.set_keys")
+
+
+def picture_questions(pixel_values: Tensor, trace: Trace) -> list[str]:
+    """The raw question on each picture. Raises `ValueError` where none was given."""
+    if trace.questions is None:
         raise ValueError(
-            f"{len(trace.keys)} sample keys for {count} pictures: give one key per picture, in "
-            "reading order (trace.set_keys), or none"
+            "this method reads the question with a text encoder of its own: call "
+            "trace.set_questions([...]) before generate(), one raw question per picture, or enter "
+            "it with questions=[...]"
         )
-    repeat = count // len(trace.keys)
-    return [key for key in trace.keys for _ in range(repeat)]
+    count = pixel_values.shape[0]
+    return one_each(trace.questions, count, "questions", "trace.set_questions")
+
+
+def one_each(given: list[str], count: int, what: str, call: str) -> list[str]:
+    """One per picture; each is repeated where generate() repeated pictures for beams or samples.
+
+    Raises `ValueError` where the number given fits neither.
+    """
+    if not given or count % len(given):
+        raise ValueError(
+            f"{len(given)} {what} for {count} pictures: give one per picture, in reading order "
+            f"({call}), or none"
+        )
+    return [item for item in given for _ in range(count // len(given))]
 
 
 def encode_pictures(
@@ -95,67 +119,119 @@ def encode_pictures(
 
     Returns: B tensors [rows, D']; each knows its `Picture` (`picture_of`).
     """
-    if trace.pictures is None:
+    place = method.before if method.before_llm else None
+    batch = pixel_values.shape[0]
+    rows = geometry.num_patches + int(geometry.cls_in_prompt)
+    if place == "tower":
+        tower, reductions = merge_in_tower(model, adapter, geometry, method, pixel_values, **kwargs)
+    elif trace.pictures is None:
         tower = adapter.encode(model, pixel_values, **kwargs)
     else:
         run = functools.partial(adapter.encode, model, **kwargs)
         tower = trace.towers.encode(trace.pictures, pixel_values, run)
-    has_cls, batch = geometry.has_cls, tower.features.shape[0]
-    rows = geometry.num_patches + int(geometry.cls_in_prompt)
-    tokens_in = tower.features.shape[1]
-    device = tower.features.device
-    identity = torch.arange(tokens_in, device=device) - (1 if has_cls else 0)
+    identity = torch.arange(
+        geometry.num_patches + int(geometry.has_cls), device=tower.features.device
+    ) - int(geometry.has_cls)
+    features = tower.features
 
-    reduction: Reduction | None = None
-    if method.before_llm:
+    if place in ("encoder", "projected"):
         view = EncoderView(
-            tower.features,
+            features,
             tower.query,
             tower.key,
             tower.scale,
-            has_cls,
+            geometry.has_cls,
             geometry.grid,
             make_keys=lambda: picture_keys(pixel_values, trace),
+            make_following=lambda: following_projections(
+                *adapter.tower(model, **kwargs), tower.features
+            ),
+            pixels=pixel_values,
+            make_questions=lambda: picture_questions(pixel_values, trace),
         )
-        reduction = method.encoder_stage(view)
+        if place == "encoder":
+            reductions = per_picture(method.encoder_stage(view), batch)
+        else:
+            identity = identity[int(geometry.has_cls) :]
+            features = adapter.project(model, view.patches)
+            projected = ProjectedView(features, view)
+            reductions = per_picture(method.projected_stage(projected), batch)
+    elif place != "tower":
+        reductions = [None] * batch
 
-    if reduction is None:
-        first = tokens_in - rows
-        features = tower.features[:, first:]
-        ids = identity[first:].expand(batch, -1)
-        sizes = torch.ones_like(ids)
+    first = features.shape[1] - rows
+    kept = [
+        features[i : i + 1, max(first, 0) :] if reduction is None else reduction.features
+        for i, reduction in enumerate(reductions)
+    ]
+    counts = [tokens.shape[1] for tokens in kept]
+    if place == "projected":
+        embeddings = list(torch.cat(kept, 1)[0].split(counts))
+    elif len(set(counts)) == 1:
+        embeddings = list(adapter.project(model, torch.cat(kept)))
     else:
-        features, sizes = reduction.features, reduction.sizes
-        ids = identity[reduction.source]
+        embeddings = list(adapter.project(model, torch.cat(kept, 1))[0].split(counts))
 
-    embeddings = adapter.project(model, features)
-    tokens = embeddings.shape[1]
-    out = embeddings.new_full((batch, rows, embeddings.shape[2]), float("nan"))
-    out[:, : min(tokens, rows)] = embeddings[:, :rows]
-    # CLS takes the place of the first patch where the unpruned prompt has no row for it.
-    slots = (ids + int(geometry.cls_in_prompt)).clamp(min=0)
     names: list[str | None] = [None] * batch
     if trace.keys is not None:
         names = list(picture_keys(pixel_values, trace))
-
+    out = embeddings[0].new_full((batch, rows, embeddings[0].shape[-1]), float("nan"))
     pictures = []
-    for i, picture in enumerate(out.unbind(0)):
-        stage = None
-        if reduction is not None:
+    for i, reduction in enumerate(reductions):
+        own, stage = embeddings[i], None
+        tokens = own.shape[0]
+        if reduction is None:
+            ids = identity[max(first, 0) :]
+            sizes = torch.ones_like(ids)
+        else:
+            source = reduction.source[0]
+            ids, sizes = identity[source], reduction.sizes[0]
             stage = StageTrace(
-                "encoder",
+                method.before,
                 None,
                 0,
                 identity,
-                reduction.source[i],
-                reduction.target[i],
-                reduction.contextual[i],
+                source,
+                reduction.target[0],
+                reduction.contextual[0],
             )
-        overflow = embeddings[i, rows:] if tokens > rows else None
-        info = Picture(rows, tokens, ids[i], slots[i], sizes[i], overflow, stage, names[i])
+        picture = out[i]
+        picture[: min(tokens, rows)] = own[:rows]
+        # CLS takes the place of the first patch where the unpruned prompt has no row for it.
+        slot = (ids + int(geometry.cls_in_prompt)).clamp(min=0)
+        overflow = own[rows:] if tokens > rows else None
+        info = Picture(rows, tokens, ids, slot, sizes, overflow, stage, names[i])
+        if place == "prompt":
+            info.features, info.pixels = own, pixel_values[i]
         setattr(picture, _ATTRIBUTE, info)
         pictures.append(picture)
     return pictures
+
+
+def merge_in_tower(
+    model: nn.Module,
+    adapter: Adapter,
+    geometry: Geometry,
+    method: Reducer,
+    pixel_values: Tensor,
+    **kwargs: Any,
+) -> tuple[TowerOutput, list[Reduction | None]]:
+    """Run the tower with the method's merges between its blocks.
+
+    CLS goes no further than in the unpruned model: to the decoder only where it has a row there.
+    """
+    tower, num_layers = adapter.tower(model, **kwargs)
+    merged = run_merging_vit(tower, pixel_values, num_layers, geometry.has_cls, method.tower_block)
+    cls = int(geometry.has_cls and not geometry.cls_in_prompt)
+    target = merged.target - cls
+    reduction = Reduction(
+        merged.output.features[:, cls:],
+        merged.source[:, cls:],
+        target,
+        merged.sizes[:, cls:],
+        merged.sizes[:, cls:] > 1,
+    )
+    return merged.output, per_picture(reduction, pixel_values.shape[0])
 
 
 def whole_picture(rows: int, geometry: Geometry, device: torch.device) -> Picture:

@@ -27,6 +27,7 @@ class Segment:
         identity: [length] patch ids (CLS -1; a merged token has its reference's).
         sizes: [length] patches that each stands for.
         key: the sample's key.
+        full: visual tokens of the picture that entered decoder layer 0.
     """
 
     start: int
@@ -35,6 +36,7 @@ class Segment:
     identity: Tensor
     sizes: Tensor
     key: str | None
+    full: int
 
 
 @dataclass

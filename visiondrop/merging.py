@@ -8,7 +8,7 @@ Source: VisionDrop, "Contextual merging" (as in VisionZip, arXiv 2412.04467), re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -16,7 +16,18 @@ from torch import Tensor
 
 from visiondrop.scoring import wide
 
-__all__ = ["MergeRule", "Placement", "Reduction", "assign", "keep_only", "merge", "reduce_tokens"]
+__all__ = [
+    "MergeRule",
+    "Placement",
+    "Reduction",
+    "assign",
+    "complement",
+    "gather",
+    "keep_only",
+    "merge",
+    "per_picture",
+    "reduce_tokens",
+]
 
 MergeRule = Literal["sum", "mean", "size-weighted"]
 Placement = Literal["appended", "in_place"]
@@ -40,6 +51,21 @@ class Reduction:
     target: Tensor
     sizes: Tensor
     contextual: Tensor
+
+
+def per_picture(
+    reductions: Reduction | list[Reduction | None] | None, count: int
+) -> list[Reduction | None]:
+    """What a stage returned for `count` pictures, one by one (G = 1 each)."""
+    if reductions is None:
+        return [None] * count
+    if isinstance(reductions, list):
+        if len(reductions) != count:
+            raise ValueError(f"{len(reductions)} reductions for {count} pictures: give one each")
+        return reductions
+    whole = (getattr(reductions, f.name) for f in fields(Reduction))
+    parts = zip(*(tensor.split(1) for tensor in whole), strict=True)
+    return [Reduction(*tensors) for tensors in parts]
 
 
 def gather(tokens: Tensor, index: Tensor) -> Tensor:

@@ -70,19 +70,26 @@ def read_prompt(
         for number, picture in enumerate(own):
             first = find_run(is_visual, at, picture.rows, r, number)
             before = r * width + columns[at:first]
-            stay = min(picture.rows, picture.tokens)
+            stay = picture.tokens - picture.spill
             picks += [before, r * width + columns[first : first + stay]]
             if picture.overflow is not None:
-                spill = picture.tokens - picture.rows
-                pool.append(picture.overflow.to(embeds.dtype))
-                picks.append(np.arange(pool_size, pool_size + spill))
-                pool_size += spill
+                pool.append(picture.overflow.to(device, embeds.dtype))
+                picks.append(np.arange(pool_size, pool_size + picture.spill))
+                pool_size += picture.spill
             place_pool.append(picture.slot.to(device) + int(counted[r, columns[first]]))
             places += [before, np.arange(place_size, place_size + picture.tokens)]
             place_size += picture.tokens
             start = sum(map(len, picks)) - picture.tokens
             row.segments.append(
-                Segment(start, picture.tokens, number, picture.identity, picture.sizes, picture.key)
+                Segment(
+                    start,
+                    picture.tokens,
+                    number,
+                    picture.identity,
+                    picture.sizes,
+                    picture.key,
+                    picture.tokens,
+                )
             )
             at = first + picture.rows
         after = r * width + columns[at:]

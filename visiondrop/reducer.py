@@ -11,40 +11,71 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from visiondrop.adapters.base import Geometry
+from visiondrop.extension import Extension
 from visiondrop.merging import Reduction
 from visiondrop.schedule import mean_tokens
 from visiondrop.tower_cache import TowerCache
 from visiondrop.trace import Trace
-from visiondrop.views import DecoderView, EncoderView
+from visiondrop.views import DecoderView, EncoderView, ProjectedView, PromptView, TowerBlockView
 
-__all__ = ["Composed", "Positions", "Reducer"]
+__all__ = ["Positions", "Reducer", "Reductions"]
 
 Positions = Literal["renumbered", "original"]
+Before = Literal["encoder", "projected", "tower", "prompt"]
+Reductions = Reduction | list[Reduction | None] | None
+"""What a stage returns for G pictures: one reduction of all, one each (with G = 1), or none."""
 
 _ACTIVE: WeakKeyDictionary[nn.Module, Reducer] = WeakKeyDictionary()
 _REGISTRY: dict[str, type[Reducer]] = {}
+HIDDEN = {"composed", "oracle"}
+"""Names that no list of methods shows."""
+
+NEEDS = {
+    "cls": "the attention of a CLS token in the vision tower",
+    "crops": "pictures cut into several crops beside a thumbnail (any resolution)",
+}
 
 
 class Reducer(ABC):
     """Base of all methods. A subclass is a dataclass whose fields are its hyper-parameters.
 
-    It overrides `encoder_stage`, or `llm_layers` and `llm_stage`, or both, and `ledger`.
+    It overrides one stage before the LLM (and sets `before_llm`, `before`), or `llm_layers` and
+    `llm_stage` (and sets `inside_llm`), or both, and `ledger`; or `extension`.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""
+    """The name as papers write it."""
     paper: ClassVar[str] = ""
+    where: ClassVar[str] = ""
+    """Where it acts, in a few words."""
+    signal: ClassVar[str] = ""
+    """What it judges tokens by, in a few words."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What a model must have: "cls", "crops"."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Settings of papers and released codes under their own names."""
+
     before_llm: bool = False
     """Whether the method reduces before the LLM."""
+    before: ClassVar[Before] = "encoder"
+    """Which stage does: `encoder_stage`, `projected_stage`, `tower_block` or `prompt_stage`."""
     inside_llm: bool = False
     """Whether the method reduces inside the LLM."""
+    reads_text: ClassVar[bool] = False
+    """Whether `llm_stage` looks at the row beyond the picture's end."""
+    looks_back: ClassVar[bool] = False
+    """Whether `llm_stage` looks at the attention of the layer that just ran."""
+    uses_input: ClassVar[bool] = False
+    """Whether `llm_stage` looks at the prompt's input embeddings."""
 
     positions: Positions = "renumbered"
     """Positions of what is kept: numbered anew from 0, or those of the unpruned sequence."""
@@ -56,30 +87,99 @@ class Reducer(ABC):
 
     # ------------------------------------------------------------------ what a method decides
 
-    def encoder_stage(self, view: EncoderView) -> Reduction | None:
+    def encoder_stage(self, view: EncoderView) -> Reductions:
         """Reduce at the vision encoder's output; None leaves the pictures whole."""
+        return None
+
+    def projected_stage(self, view: ProjectedView) -> Reductions:
+        """Reduce after the projector; the new features are decoder embeddings."""
+        return None
+
+    def tower_block(self, view: TowerBlockView) -> Reduction | None:
+        """Merge inside the vision tower, in each block between attention and MLP."""
+        return None
+
+    def prompt_stage(self, view: PromptView) -> list[Reduction | None] | None:
+        """Reduce all pictures of one prompt together, as decoder embeddings."""
         return None
 
     def llm_layers(self) -> tuple[int, ...]:
         """Decoder layers before which `llm_stage` is called, rising."""
         return ()
 
-    def llm_stage(self, view: DecoderView) -> Reduction | None:
+    def llm_stage(self, view: DecoderView) -> Reductions:
         """Reduce before decoder layer `view.layer`; None skips the stage for these pictures."""
         return None
 
-    def check(self, geometry: Geometry) -> None:  # noqa: B027
+    def extension(self) -> Extension | None:
+        """What the method does beside reducing, with hooks of its own."""
+        return None
+
+    def check(self, geometry: Geometry) -> None:
         """Raise `ValueError`, before any compute, on what cannot be done at these sizes."""
+        for need in self.needs:
+            if need in geometry.lacks:
+                others = [name for name, cls in _REGISTRY.items() if need not in cls.needs]
+                raise ValueError(
+                    f"{self.name!r} needs {NEEDS[need]}, which this model has not; methods that "
+                    f"work here: {', '.join(sorted(set(others) - HIDDEN))}"
+                )
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
         """Visual tokens that each decoder layer sees for one picture, by plan."""
         return [num_patches] * num_layers
+
+    @classmethod
+    def from_average(
+        cls,
+        tokens: float,
+        *,
+        num_layers: int,
+        num_patches: int = 576,
+        has_cls: bool = True,
+        **options: Any,
+    ) -> Self:
+        """The setting whose true mean of visual tokens over the decoder layers is `tokens`.
+
+        Raises `ValueError` where there is none.
+        """
+        raise ValueError(f"{cls.name!r} takes no token budget; set its own fields")
+
+    @classmethod
+    def from_nominal(
+        cls,
+        tokens: float,
+        *,
+        num_layers: int,
+        num_patches: int = 576,
+        has_cls: bool = True,
+        **options: Any,
+    ) -> Self:
+        """The setting that the method's paper calls `tokens`: by default the true mean."""
+        return cls.from_average(
+            tokens, num_layers=num_layers, num_patches=num_patches, has_cls=has_cls, **options
+        )
+
+    @classmethod
+    def budgeted(cls) -> bool:
+        """Whether the method can be asked for a number of tokens."""
+        return cls.from_average.__func__ is not Reducer.from_average.__func__  # type: ignore[attr-defined]
 
     # ------------------------------------------------------------------ what every method gets
 
     def mean_tokens(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> float:
         """True mean of the ledger."""
         return mean_tokens(self.ledger(num_layers, num_patches, has_cls))
+
+    @property
+    def entry_positions(self) -> Positions:
+        """Positions of what enters the decoder."""
+        return self.positions
+
+    def extensions(self) -> list[Extension]:
+        """Those of all parts."""
+        own = self.extension()
+        return [] if own is None else [own]
 
     def to_dict(self) -> dict[str, Any]:
         """The method whole, for JSON: its name and every field."""
@@ -91,8 +191,9 @@ class Reducer(ABC):
         """The inverse of `to_dict`. Raises `ValueError` on an unknown name or field."""
         data = dict(data)
         name = data.pop("name", None)
-        if name == Composed.name:
-            return Composed(*(Reducer.from_dict(part) for part in data["parts"]))
+        if name == "composed":
+            first, second = (Reducer.from_dict(part) for part in data["parts"])
+            return first + second
         if name not in _REGISTRY:
             raise ValueError(f"unknown method {name!r}; known: {', '.join(sorted(_REGISTRY))}")
         cls = _REGISTRY[name]
@@ -103,8 +204,10 @@ class Reducer(ABC):
             )
         return cls(**data)
 
-    def __add__(self, other: Reducer) -> Composed:
-        """One method before the LLM and one inside it."""
+    def __add__(self, other: Reducer) -> Reducer:
+        """One method before the LLM and one inside it; see `visiondrop.composed.Composed`."""
+        from visiondrop.composed import Composed
+
         return Composed(self, other)
 
     @contextmanager
@@ -113,6 +216,7 @@ class Reducer(ABC):
         model: nn.Module,
         keys: list[str] | None = None,
         tower_cache: TowerCache | None = None,
+        questions: list[str] | None = None,
     ) -> Iterator[Trace]:
         """Apply the method to `model` for the length of a `with` block.
 
@@ -120,6 +224,7 @@ class Reducer(ABC):
             model: a supported transformers model (`visiondrop.adapters`).
             keys: sample keys for seeded methods, see `Trace.set_keys`.
             tower_cache: where tower outputs are kept for pictures named by `Trace.set_pictures`.
+            questions: the raw question on each picture, see `Trace.set_questions`.
 
         Raises:
             TypeError: unknown model family.
@@ -139,6 +244,7 @@ class Reducer(ABC):
             )
         trace = Trace(self.to_dict(), geometry.grid)
         trace.set_keys(keys)
+        trace.set_questions(questions)
         if tower_cache is not None:
             trace.towers = tower_cache
         _ACTIVE[model] = self
@@ -158,65 +264,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
     return value
-
-
-class Composed(Reducer):
-    """One method before and one inside the LLM, in that order of action.
-
-    Raises `ValueError` where both act in the same place or number positions differently.
-    """
-
-    name = "composed"
-
-    def __init__(self, first: Reducer, second: Reducer):
-        if first.inside_llm and not first.before_llm:
-            first, second = second, first
-        for place, both in (
-            ("before the LLM", first.before_llm and second.before_llm),
-            ("inside the LLM", first.inside_llm and second.inside_llm),
-        ):
-            if both:
-                raise ValueError(
-                    f"{first.name!r} and {second.name!r} both act {place}; compose one method "
-                    "before the LLM with one inside it"
-                )
-        if first.positions != second.positions:
-            raise ValueError(
-                f"{first.name!r} has positions={first.positions!r} and {second.name!r} "
-                f"{second.positions!r}; give both the same"
-            )
-        self.first, self.second = first, second
-        self.positions = first.positions
-        self.before_llm = first.before_llm or second.before_llm
-        self.inside_llm = first.inside_llm or second.inside_llm
-
-    def encoder_stage(self, view: EncoderView) -> Reduction | None:
-        """Of whichever part reduces before the LLM."""
-        return (self.first if self.first.before_llm else self.second).encoder_stage(view)
-
-    def llm_layers(self) -> tuple[int, ...]:
-        """Of whichever part reduces inside the LLM."""
-        return (self.first if self.first.inside_llm else self.second).llm_layers()
-
-    def llm_stage(self, view: DecoderView) -> Reduction | None:
-        """Of whichever part reduces inside the LLM."""
-        return (self.first if self.first.inside_llm else self.second).llm_stage(view)
-
-    def check(self, geometry: Geometry) -> None:
-        """Both parts'."""
-        self.first.check(geometry)
-        self.second.check(geometry)
-
-    def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
-        """The smaller of both parts' at each layer."""
-        parts = (p.ledger(num_layers, num_patches, has_cls) for p in (self.first, self.second))
-        return [min(pair) for pair in zip(*parts, strict=True)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Both parts, whole."""
-        return {"name": self.name, "parts": [self.first.to_dict(), self.second.to_dict()]}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Composed) and self.to_dict() == other.to_dict()
-
-    __hash__ = None  # type: ignore[assignment]

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from visiondrop.cache import CacheBlock
 from visiondrop.layout import Row, padding_mask
+from visiondrop.stages import LayerInput
 from visiondrop.trace import SampleTrace, StageTrace
 
-__all__ = ["Block", "Run", "longer_by_one"]
+__all__ = ["Block", "Run", "Uncached", "row_positions"]
 
 
 @dataclass
@@ -38,6 +39,9 @@ class Run:
         blocks: the blocks after the first (prefill), or all of them (decode).
         columns: columns of the unpruned input; real: real tokens among them, per row.
         new_mask: [B, columns] of a decode step, None where all are real.
+        tail: tokens at each row's end that were generated (only without a cache).
+        before: what the layer before the next stage read, for methods that look back.
+        entry: the packed input embeddings and their layout, for methods that use them.
     """
 
     prefill: bool
@@ -52,6 +56,9 @@ class Run:
     columns: int = 0
     real: list[int] = field(default_factory=list)
     new_mask: Tensor | None = None
+    tail: int = 0
+    before: LayerInput | None = None
+    entry: tuple[Tensor, list[Row]] | None = None
 
     def note_layout(self, device: torch.device) -> None:
         """The present rows are those of a new block."""
@@ -94,6 +101,35 @@ class Run:
         ]
 
 
-def longer_by_one(ids: Tensor, before: Tensor) -> bool:
-    """Whether `ids` [B, S + 1] goes on from `before` [B, S]."""
-    return ids.shape[1] == before.shape[1] + 1 and torch.equal(ids[:, :-1], before)
+@dataclass
+class Uncached:
+    """A generation without a cache, which runs the whole row again for every new token.
+
+    Attributes:
+        prompt: [B, S] ids of its first pass; tail: tokens generated since.
+    """
+
+    prompt: Tensor
+    tail: int = 0
+
+    @classmethod
+    def follow(cls, before: Uncached | None, ids: Tensor) -> Uncached:
+        """The generation that a pass over `ids` belongs to: the last one where it goes on from its
+        prompt by one token more, a new one otherwise.
+        """
+        if before is not None:
+            length = before.prompt.shape[1]
+            longer = ids.shape[1] == length + before.tail + 1
+            if longer and torch.equal(ids[:, :length], before.prompt):
+                return cls(before.prompt, before.tail + 1)
+        return cls(ids)
+
+
+def row_positions(run: Run, device: torch.device) -> Tensor:
+    """[B, S] positions of the present packing."""
+    if run.places is not None:
+        return run.places
+    padding, lengths = run.padding[-1], run.lengths[-1]
+    if padding is None:
+        return torch.arange(max(lengths), device=device).expand(len(lengths), -1)
+    return (padding.long().cumsum(1) - 1).clamp(min=0)

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,55 @@ import torch
 from torch import Tensor
 
 from visiondrop.adapters.base import Adapter
+from visiondrop.decoder_views import RowAttention, RowView
 from visiondrop.layout import Row, Segment, pack
-from visiondrop.merging import gather
+from visiondrop.merging import per_picture
 from visiondrop.reducer import Reducer
 from visiondrop.trace import StageTrace
 from visiondrop.views import DecoderView
 
-__all__ = ["StageOutcome", "run_stage"]
+__all__ = ["LayerInput", "StageInput", "StageOutcome", "run_stage"]
+
+
+@dataclass
+class LayerInput:
+    """What a decoder layer reads.
+
+    Attributes:
+        layer: the module.
+        hidden: [B, S, D], left-padded; cos, sin: [B or 1, S, d], RoPE of the present positions.
+    """
+
+    layer: Any
+    hidden: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass
+class StageInput:
+    """A batch before a stage.
+
+    Attributes:
+        index: 0-based decoder layer before which the stage acts.
+        now: what that layer is about to read; before: what the layer before it read, for methods
+            that look back.
+        rows: the layout; places: [B, S] original positions, None where positions are renumbered.
+        entry: input embeddings [B, S0, D] and their layout, for methods that use them.
+        tail: tokens at each row's end that were generated (only without a cache).
+        grid: (rows, columns) of a whole picture.
+        norm: the decoder's last norm.
+    """
+
+    index: int
+    now: LayerInput
+    rows: list[Row]
+    places: Tensor | None
+    before: LayerInput | None
+    entry: tuple[Tensor, list[Row]] | None
+    tail: int
+    grid: tuple[int, int]
+    norm: Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -40,109 +83,161 @@ def sample_keys(segments: list[Segment]) -> list[str]:
     return [segment.key or "" for segment in segments]
 
 
-def run_stage(
-    adapter: Adapter,
-    layer: Any,
-    method: Reducer,
-    index: int,
-    hidden: Tensor,
-    cos_sin: tuple[Tensor, Tensor],
-    rows: list[Row],
-    places: Tensor | None,
-) -> StageOutcome:
-    """Reduce before decoder layer `index`.
+def shape_of(row: Row, tail: int = 0) -> tuple[Any, ...]:
+    """What two rows share whose tokens mean the same place by place."""
+    return row.length - tail, *((s.start, s.length) for s in row.segments)
 
-    Args:
-        hidden: [B, S, D], left-padded, what the layer is about to read.
-        cos_sin: RoPE of the present positions, [B or 1, S, d] each.
-        rows: the batch's layout.
-        places: [B, S] original positions, or None where positions are renumbered.
-    """
+
+def text_after(row: Row, segment: Segment, tail: int = 0) -> list[int]:
+    """Places of the row's text tokens after a picture."""
+    visual = {p for s in row.segments for p in range(s.start, s.start + s.length)}
+    first = segment.start + segment.length
+    return [p for p in range(first, row.length - tail) if p not in visual]
+
+
+def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutcome:
+    """Reduce before decoder layer `stage.index`."""
+    hidden, rows = stage.now.hidden, stage.rows
     batch, width, _ = hidden.shape
-    cos, sin = (t.expand(batch, -1, -1) for t in cos_sin)
-    groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    whole = method.reads_text or method.looks_back or method.uses_input
+    groups: dict[Any, list[tuple[int, int]]] = defaultdict(list)
     for r, row in enumerate(rows):
         for s, segment in enumerate(row.segments):
-            groups[segment.start, segment.length].append((r, s))
+            key: tuple[Any, ...] = (segment.start, segment.length)
+            if whole:
+                key = (*key, s, shape_of(row, stage.tail))
+            if stage.entry is not None:
+                key = (*key, shape_of(stage.entry[1][r], stage.tail))
+            groups[(*key, segment.full)].append((r, s))
 
     pool, place_pool, size = [hidden.reshape(batch * width, -1)], [], batch * width
+    places = stage.places
     if places is not None:
         places = places.to(hidden.device)
         place_pool.append(places.reshape(-1))
     fresh: dict[tuple[int, int], tuple[int, Segment]] = {}
     records: list[list[StageTrace]] = [[] for _ in rows]
-    for (start, length), members in groups.items():
-        end = start + length
-        offsets = [(r, width - rows[r].length) for r, _ in members]
-
-        def cut(
-            tensor: Tensor, first: int, last: int, at: list[tuple[int, int]] = offsets
-        ) -> Tensor:
-            return torch.stack([tensor[r, o + first : o + last] for r, o in at])
-
-        def project(
-            last: int = end, visual: int = length, at: list[tuple[int, int]] = offsets
-        ) -> tuple[Tensor, Tensor]:
-            tensors = [torch.stack([t[r, o : o + last] for r, o in at]) for t in (hidden, cos, sin)]
-            return adapter.attention_inputs(layer, *tensors, visual=visual)
-
+    for members in groups.values():
         segments = [rows[r].segments[s] for r, s in members]
-        view = DecoderView(
-            index,
-            cut(hidden, start, end),
-            torch.stack([segment.sizes for segment in segments]),
-            project,
-            adapter.scaling(layer),
-            make_keys=functools.partial(sample_keys, segments),
-        )
-        reduction = method.llm_stage(view)
-        for g, ((r, s), segment) in enumerate(zip(members, segments, strict=True)):
+        view = make_view(adapter, stage, members, segments, whole)
+        reductions = per_picture(method.llm_stage(view), len(members))
+        for (r, s), segment, reduction in zip(members, segments, reductions, strict=True):
+            record = StageTrace("llm", stage.index, segment.picture, segment.identity)
+            records[r].append(record)
             if reduction is None:
-                records[r].append(StageTrace("llm", index, segment.picture, segment.identity))
                 continue
-            source = reduction.source[g]
+            source = record.source = reduction.source[0]
+            record.target, record.contextual = reduction.target[0], reduction.contextual[0]
             count = source.shape[0]
-            new = Segment(
-                0, count, segment.picture, segment.identity[source], reduction.sizes[g], segment.key
-            )
-            fresh[r, s] = (size + g * count, new)
-            records[r].append(
-                StageTrace(
-                    "llm",
-                    index,
+            fresh[r, s] = (
+                size,
+                Segment(
+                    0,
+                    count,
                     segment.picture,
-                    segment.identity,
-                    source,
-                    reduction.target[g],
-                    reduction.contextual[g],
-                )
+                    segment.identity[source],
+                    reduction.sizes[0],
+                    segment.key,
+                    segment.full,
+                ),
             )
-        if reduction is not None:
-            pool.append(reduction.features.flatten(0, 1).to(hidden.dtype))
-            size += pool[-1].shape[0]
+            pool.append(reduction.features[0].to(hidden.dtype))
+            size += count
             if places is not None:
-                place_pool.append(gather(cut(places, start, end), reduction.source).flatten())
+                first = width - rows[r].length + segment.start
+                place_pool.append(places[r, first : first + segment.length][source])
 
-    picks, new_rows = [], []
-    for r, row in enumerate(rows):
-        base, at, parts, new_row = r * width + width - row.length, 0, [], Row(0)
-        for s, segment in enumerate(row.segments):
-            parts.append(np.arange(base + at, base + segment.start))
-            length = sum(map(len, parts))
-            if (r, s) in fresh:
-                first, moved = fresh[r, s]
-                parts.append(np.arange(first, first + moved.length))
-            else:
-                moved = segment
-                parts.append(np.arange(base + segment.start, base + segment.start + segment.length))
-            new_row.segments.append(
-                Segment(length, moved.length, moved.picture, moved.identity, moved.sizes, moved.key)
-            )
-            at = segment.start + segment.length
-        parts.append(np.arange(base + at, base + row.length))
-        picks.append(np.concatenate(parts))
-        new_row.length = len(picks[-1])
-        new_rows.append(new_row)
-    packed = pack(torch.cat(pool), picks)
-    new_places = pack(torch.cat(place_pool), picks) if places is not None else None
-    return StageOutcome(packed, new_places, new_rows, records)
+    picks, new_rows = zip(
+        *(repack(row, r * width + width - row.length, fresh, r) for r, row in enumerate(rows)),
+        strict=True,
+    )
+    packed = pack(torch.cat(pool), list(picks))
+    new_places = pack(torch.cat(place_pool), list(picks)) if places is not None else None
+    return StageOutcome(packed, new_places, list(new_rows), records)
+
+
+def make_view(
+    adapter: Adapter,
+    stage: StageInput,
+    members: list[tuple[int, int]],
+    segments: list[Segment],
+    whole: bool,
+) -> DecoderView:
+    """What the method sees of pictures (row, segment) that look alike."""
+    now, rows = stage.now, stage.rows
+    width = now.hidden.shape[1]
+    offsets = [(r, width - rows[r].length) for r, _ in members]
+    start, end = segments[0].start, segments[0].start + segments[0].length
+
+    def cut(tensor: Tensor, first: int, last: int) -> Tensor:
+        """Places `first` to `last` of the members' rows; one row of RoPE may stand for all."""
+        shared = tensor.shape[0] == 1
+        return torch.stack([tensor[0 if shared else r, o + first : o + last] for r, o in offsets])
+
+    def project() -> tuple[Tensor, Tensor]:
+        tensors = (cut(t, 0, end) for t in (now.hidden, now.cos, now.sin))
+        return adapter.attention_inputs(now.layer, *tensors, visual=end - start)
+
+    def attention(layer: LayerInput, length: int) -> RowAttention:
+        parts = (t.to(now.hidden.device) for t in (layer.hidden, layer.cos, layer.sin))
+        states, cos, sin = (cut(part, 0, length) for part in parts)
+        part_of = functools.partial(adapter.attention_part, layer.layer)
+        return RowAttention(states, cos, sin, part_of, adapter.scaling(layer.layer))
+
+    view = DecoderView(
+        stage.index,
+        cut(now.hidden, start, end),
+        torch.stack([segment.sizes for segment in segments]),
+        project,
+        adapter.scaling(now.layer),
+        make_keys=functools.partial(sample_keys, segments),
+        identity=torch.stack([segment.identity for segment in segments]),
+        grid=stage.grid,
+        full=segments[0].full,
+    )
+    if whole:
+        first_row = rows[members[0][0]]
+        length = first_row.length - stage.tail
+        this = attention(now, length)
+        after = text_after(first_row, segments[0], stage.tail)
+        view.row = RowView(
+            start,
+            this.hidden,
+            torch.tensor(after, dtype=torch.long, device=now.hidden.device),
+            this,
+            attention(stage.before, length) if stage.before is not None else None,
+            entry_of(stage, members) if stage.entry is not None else None,
+            stage.norm,
+        )
+    return view
+
+
+def entry_of(stage: StageInput, members: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Input embeddings of the members' pictures [G, n0, D] and of the text after them [G, a, D]."""
+    assert stage.entry is not None
+    embeds, rows = stage.entry
+    visual, text = [], []
+    for r, s in members:
+        segment, offset = rows[r].segments[s], embeds.shape[1] - rows[r].length
+        visual.append(embeds[r, offset + segment.start :][: segment.length])
+        after = text_after(rows[r], segment, stage.tail)
+        text.append(embeds[r, offset + torch.tensor(after, dtype=torch.long)])
+    return torch.stack(visual), torch.stack(text)
+
+
+def repack(
+    row: Row, base: int, fresh: dict[tuple[int, int], tuple[int, Segment]], r: int
+) -> tuple[np.ndarray, Row]:
+    """Which rows of the pool make up row `r` now, and its new layout; `base` is its first place."""
+    at, parts, new_row = 0, [], Row(0)
+    for s, segment in enumerate(row.segments):
+        parts.append(np.arange(base + at, base + segment.start))
+        start = sum(map(len, parts))
+        first, moved = fresh.get((r, s), (base + segment.start, segment))
+        parts.append(np.arange(first, first + moved.length))
+        new_row.segments.append(replace(moved, start=start))
+        at = segment.start + segment.length
+    parts.append(np.arange(base + at, base + row.length))
+    picked = np.concatenate(parts)
+    new_row.length = len(picked)
+    return picked, new_row

@@ -26,15 +26,15 @@ class StageTrace:
     """One stage on one picture.
 
     Attributes:
-        place: "encoder" or "llm".
-        layer: decoder layer before which the stage acted; None for the encoder.
+        place: "encoder", "projected", "tower" or "prompt" (all before the LLM), or "llm".
+        layer: decoder layer before which the stage acted; None before the LLM.
         picture: index of the picture in its prompt.
         skipped: true where the picture held fewer tokens than the stage's budget.
         identity: [n], patch id of each token that came in (a merged token has its reference's).
         source, target, contextual: as in `visiondrop.merging.Reduction`, for this picture alone.
     """
 
-    place: Literal["encoder", "llm"]
+    place: Literal["encoder", "projected", "tower", "prompt", "llm"]
     layer: int | None
     picture: int
     identity: Tensor
@@ -145,7 +145,7 @@ class SampleTrace:
                 )
                 for patch, i in place.items()
             }
-            name = "encoder" if stage.place == "encoder" else f"layer {stage.layer}"
+            name = stage.place if stage.layer is None else f"layer {stage.layer}"
             out.append((name, fate))
         return out
 
@@ -173,6 +173,7 @@ class Trace:
         self.samples: list[SampleTrace] = []
         self.keys: list[str] | None = None
         self.pictures: list[str] | None = None
+        self.questions: list[str] | None = None
         self.towers = TowerCache()
 
     def set_keys(self, keys: list[str] | None) -> None:
@@ -183,12 +184,19 @@ class Trace:
         """
         self.keys = None if keys is None else [str(key) for key in keys]
 
+    def set_questions(self, questions: list[str] | None) -> None:
+        """Give the raw question on each picture of the batches to come, in reading order.
+
+        Only methods with a text encoder of their own read them (CDPruner, TRIM); no template and no
+        answer hint belong into them.
+        """
+        self.questions = None if questions is None else [str(text) for text in questions]
+
     def set_pictures(self, names: list[str] | None) -> None:
         """Tell equal pictures of the batches to come (one name per picture, in reading order).
 
         Pictures of one name are encoded once: within a batch always, across batches and methods
-            where
-        a `TowerCache` was given. None encodes every picture as it comes.
+        where a `TowerCache` was given. None encodes every picture as it comes.
         """
         self.pictures = None if names is None else [str(name) for name in names]
 

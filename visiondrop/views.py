@@ -1,18 +1,37 @@
-"""What a method gets to see at a stage: tensors of a group of pictures with equally many tokens.
+"""What a method gets to see before the LLM: tensors of a group of pictures with equally many
+tokens.
 
 A method never meets the model, masks, caches or padding. G is the number of pictures in the group.
+What a method does not touch is not computed. Inside the LLM: `visiondrop.decoder_views`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-__all__ = ["DecoderView", "EncoderView"]
+from visiondrop.decoder_views import DecoderView, RowAttention
+from visiondrop.scoring import attention_row
+
+__all__ = [
+    "DecoderView",
+    "EncoderView",
+    "ProjectedView",
+    "PromptView",
+    "RowAttention",
+    "TowerBlockView",
+]
+
+
+def _missing(what: str) -> Callable[[], object]:
+    def refuse() -> object:
+        raise ValueError(what)
+
+    return refuse
 
 
 @dataclass
@@ -27,7 +46,10 @@ class EncoderView:
         scale: 1 / sqrt(d).
         has_cls: whether token 0 is CLS.
         grid: (rows, columns) of patches.
-        keys: the sample key of each picture, for seeded methods.
+        make_keys: makes `keys`, the sample key of each picture, for seeded methods.
+        make_following: makes `following`.
+        pixels: [G, 3, h, w], the pictures as the tower read them (normalised).
+        make_questions: makes `questions`.
     """
 
     features: Tensor
@@ -37,16 +59,52 @@ class EncoderView:
     has_cls: bool
     grid: tuple[int, int]
     make_keys: Callable[[], list[str]]
+    make_following: Callable[[], tuple[Tensor, Tensor]] = field(
+        default=_missing("this tower has no layer above the one that is read"),  # type: ignore[assignment]
+        repr=False,
+    )
+    pixels: Tensor | None = field(default=None, repr=False)
+    make_questions: Callable[[], list[str]] = field(
+        default=_missing("no questions are known here; call trace.set_questions([...])"),  # type: ignore[assignment]
+        repr=False,
+    )
 
     @cached_property
     def keys(self) -> list[str]:
         """One string per picture that names its sample."""
         return self.make_keys()
 
+    @cached_property
+    def questions(self) -> list[str]:
+        """The raw question on each picture; `ValueError` where `trace.set_questions` was not
+        called.
+        """
+        return self.make_questions()
+
+    @cached_property
+    def following(self) -> tuple[Tensor, Tensor]:
+        """(query, key), [G, H, T, d] each, of the tower layer that reads `features`: the last one
+        in LLaVA. With bias, unscaled.
+        """
+        return self.make_following()
+
     @property
     def num_patches(self) -> int:
         """Tokens without CLS."""
         return self.features.shape[1] - int(self.has_cls)
+
+    @property
+    def patches(self) -> Tensor:
+        """[G, n, D], `features` without CLS."""
+        return self.features[:, int(self.has_cls) :]
+
+    @cached_property
+    def cls_attention(self) -> Tensor:
+        """[G, n], attention of CLS to each patch, softmax over all T keys, mean over heads."""
+        if not self.has_cls:
+            raise ValueError("this vision tower has no CLS token whose attention could be read")
+        row = attention_row(self.query[:, :, 0], self.key, self.scale)
+        return row[:, 1:] / self.query.shape[1]
 
     @property
     def sizes(self) -> Tensor:
@@ -55,46 +113,76 @@ class EncoderView:
 
 
 @dataclass
-class DecoderView:
-    """The visual tokens of a picture as decoder layer `layer` is about to read them.
+class ProjectedView:
+    """The patches of pictures as decoder embeddings, after the projector.
 
     Attributes:
-        layer: 0-based decoder layer.
-        hidden: [G, n, D], hidden states of the n visual tokens in their present order.
-        sizes: [G, n], patches that each token stands for.
-        project: computes (query [G, H, n, d] of the visual tokens, key [G, H_kv, N, d] of all N
-            tokens up to the picture's end), both after RoPE at the present positions.
-        scale: 1 / sqrt(d).
-        keys: the sample key of each picture, for seeded methods.
+        features: [G, n, D'], patches only, in raster order.
+        tower: what the vision tower gave for them.
+    """
+
+    features: Tensor
+    tower: EncoderView
+
+    @property
+    def sizes(self) -> Tensor:
+        """[G, n] ones."""
+        return torch.ones(self.features.shape[:2], dtype=torch.long, device=self.features.device)
+
+    @property
+    def keys(self) -> list[str]:
+        """One string per picture that names its sample."""
+        return self.tower.keys
+
+    @property
+    def questions(self) -> list[str]:
+        """The raw question on each picture."""
+        return self.tower.questions
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        return self.tower.grid
+
+    @property
+    def pixels(self) -> Tensor | None:
+        """[G, 3, h, w], normalised."""
+        return self.tower.pixels
+
+
+@dataclass
+class TowerBlockView:
+    """A block of the vision tower, between attention and MLP.
+
+    Attributes:
+        layer: 0-based tower layer; depth: layers that will be run in all.
+        hidden: [G, T, D], after the attention's residual; CLS first where there is one.
+        key: [G, H, T, d], this block's keys, with bias, unscaled.
+        sizes: [G, T], patches that each token stands for.
+        has_cls: whether token 0 is CLS.
     """
 
     layer: int
+    depth: int
     hidden: Tensor
+    key: Tensor
     sizes: Tensor
-    project: Callable[[], tuple[Tensor, Tensor]]
-    scale: float
-    make_keys: Callable[[], list[str]]
+    has_cls: bool
 
-    @cached_property
-    def keys(self) -> list[str]:
-        """One string per picture that names its sample."""
-        return self.make_keys()
 
-    @cached_property
-    def _projected(self) -> tuple[Tensor, Tensor]:
-        return self.project()
+@dataclass
+class PromptView:
+    """All pictures of one prompt, as decoder embeddings, in reading order.
 
-    @property
-    def query(self) -> Tensor:
-        """[G, H, n, d], queries of the visual tokens after RoPE."""
-        return self._projected[0]
+    Attributes:
+        pictures: n_i x D' each; sizes: [n_i] each.
+        grid: (rows, columns) of patches of a whole picture.
+        pixels: [3, h, w] each, normalised; None where they were encoded elsewhere.
+        keys: the sample key of each picture.
+    """
 
-    @property
-    def key(self) -> Tensor:
-        """[G, H_kv, N, d], keys of all tokens up to the picture's end after RoPE."""
-        return self._projected[1]
-
-    @property
-    def visual_key(self) -> Tensor:
-        """[G, H_kv, n, d], keys of the visual tokens."""
-        return self.key[:, :, -self.hidden.shape[1] :]
+    pictures: list[Tensor]
+    sizes: list[Tensor]
+    grid: tuple[int, int]
+    pixels: list[Tensor | None]
+    keys: list[str]

@@ -254,5 +254,5 @@ def test_refusals_inside_the_context() -> None:
         pass
     with pytest.raises(ValueError, match="both act before the LLM"):
         method + Random(4)
-    with pytest.raises(ValueError, match="positions='renumbered'"):
-        Uniform(4) + VisionDrop(llm={2: (2, 0)}, positions="original")
+    with pytest.raises(ValueError, match="'random' has positions='original' and 'visiondrop'"):
+        Random(4, positions="original") + VisionDrop(llm={2: (2, 0)})

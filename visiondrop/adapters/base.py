@@ -13,7 +13,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Adapter", "Geometry", "TowerOutput", "layers_to_run", "run_vit"]
+__all__ = [
+    "Adapter",
+    "Geometry",
+    "TowerOutput",
+    "following_projections",
+    "layers_to_run",
+    "run_vit",
+]
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,9 @@ class Geometry:
         has_cls: whether the vision tower has a CLS token.
         grid: (rows, columns) of patches.
         cls_in_prompt: whether the unpruned model feeds CLS to the decoder too.
+        crops: whether a picture is encoded as several crops beside a thumbnail.
+        tower_layers: layers of the vision tower that are run, 0 where features are put together
+            from several.
     """
 
     num_layers: int
@@ -33,6 +43,14 @@ class Geometry:
     has_cls: bool
     grid: tuple[int, int]
     cls_in_prompt: bool = False
+    crops: bool = False
+    tower_layers: int = 0
+
+    @property
+    def lacks(self) -> set[str]:
+        """What methods may need (`Reducer.needs`) and this model has not."""
+        has = {"cls": self.has_cls, "crops": self.crops}
+        return {need for need, there in has.items() if not there}
 
 
 @dataclass
@@ -75,6 +93,10 @@ class Adapter(ABC):
         """Run the vision tower up to the layer that is read."""
 
     @abstractmethod
+    def tower(self, model: nn.Module, **kwargs: Any) -> tuple[nn.Module, int]:
+        """The vision tower and how many of its layers are run to make the features."""
+
+    @abstractmethod
     def project(self, model: nn.Module, features: Tensor) -> Tensor:
         """Vision features [..., D] to decoder embeddings [..., D']."""
 
@@ -94,15 +116,28 @@ class Adapter(ABC):
         """
         attention: Any = layer.self_attn
         normed = layer.input_layernorm(hidden)  # type: ignore[operator]
-        size = attention.head_dim
-        heads = lambda x: x.view(*x.shape[:2], -1, size).transpose(1, 2)  # noqa: E731
-        query = heads(attention.q_proj(normed[:, -visual:]))
-        key = heads(attention.k_proj(normed))
+        query = self._heads(
+            attention, "query", normed[:, -visual:], cos[:, -visual:], sin[:, -visual:]
+        )
+        return query, self._heads(attention, "key", normed, cos, sin)
+
+    def attention_part(
+        self, layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, part: str
+    ) -> Tensor:
+        """[G, H, N, d], the "query" or "key" (H_kv heads) of all given tokens, after norm and RoPE.
+
+        Args:
+            hidden: [G, N, D], what the layer reads; cos, sin: [G, N, d].
+        """
+        normed = layer.input_layernorm(hidden)  # type: ignore[operator]
+        return self._heads(layer.self_attn, part, normed, cos, sin)
+
+    def _heads(self, attention: Any, part: str, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        linear = attention.q_proj if part == "query" else attention.k_proj
+        heads = linear(normed).view(*normed.shape[:2], -1, attention.head_dim).transpose(1, 2)
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
         # The function turns a pair at equal positions; queries and keys differ in number here.
-        query, _ = rotate(query, query, cos[:, -visual:], sin[:, -visual:])
-        key, _ = rotate(key, key, cos, sin)
-        return query, key
+        return rotate(heads, heads, cos, sin)[0]
 
     def scaling(self, layer: nn.Module) -> float:
         """1 / sqrt(d) of a decoder layer's attention."""
@@ -144,6 +179,27 @@ def run_vit(tower: Any, pixel_values: Tensor, num_layers: int) -> TowerOutput:
     shape = (*hidden.shape[:2], attention.num_heads, attention.head_dim)
     query, key = (store[name].view(shape).transpose(1, 2) for name in ("query", "key"))
     return TowerOutput(hidden, query, key, float(attention.scale))
+
+
+def following_projections(tower: Any, num_layers: int, features: Tensor) -> tuple[Tensor, Tensor]:
+    """(query, key), [B, H, T, d] each, of the CLIP or SigLIP layer that reads `features`, which are
+    the output of the first `num_layers` layers; with bias, unscaled.
+
+    Raises `ValueError` where no layer follows.
+    """
+    layers = tower.encoder.layers
+    if num_layers >= len(layers):
+        raise ValueError(
+            f"the features are the output of the tower's last layer ({num_layers} of "
+            f"{len(layers)}); this method reads the attention of the layer after them"
+        )
+    attention = layers[num_layers].self_attn
+    normed = layers[num_layers].layer_norm1(features)
+    shape = (*features.shape[:2], attention.num_heads, attention.head_dim)
+    query, key = (
+        p(normed).view(shape).transpose(1, 2) for p in (attention.q_proj, attention.k_proj)
+    )
+    return query, key
 
 
 def layers_to_run(index: int, depth: int) -> int:

@@ -19,12 +19,16 @@ class LlavaAdapter(Adapter):
         vision = config.vision_config
         side = vision.image_size // vision.patch_size
         has_cls = "clip" in vision.model_type
+        index = config.vision_feature_layer
         return Geometry(
             num_layers=config.text_config.num_hidden_layers,
             num_patches=side * side,
             has_cls=has_cls,
             grid=(side, side),
             cls_in_prompt=has_cls and config.vision_feature_select_strategy == "full",
+            tower_layers=(
+                layers_to_run(index, vision.num_hidden_layers) if isinstance(index, int) else 0
+            ),
         )
 
     def base(self, model: nn.Module) -> Any:
@@ -35,14 +39,10 @@ class LlavaAdapter(Adapter):
         """The language model without its head."""
         return self.base(model).language_model
 
-    def encode(
-        self,
-        model: nn.Module,
-        pixel_values: Tensor,
-        vision_feature_layer: int | list[int] | None = None,
-        **kwargs: Any,
-    ) -> TowerOutput:
-        """Run the tower up to `vision_feature_layer` (default: the configuration's)."""
+    def tower(
+        self, model: nn.Module, vision_feature_layer: int | list[int] | None = None, **kwargs: Any
+    ) -> tuple[Any, int]:
+        """CLIP or SigLIP, up to `vision_feature_layer` (default: the configuration's)."""
         config: Any = model.config
         index = (
             config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
@@ -52,10 +52,13 @@ class LlavaAdapter(Adapter):
                 f"vision_feature_layer={index!r}: features put together from several tower layers "
                 "have no single attention to be judged by; use one layer, such as -2"
             )
-        tower = self.base(model).vision_tower
-        return run_vit(
-            tower, pixel_values, layers_to_run(index, config.vision_config.num_hidden_layers)
-        )
+        depth = config.vision_config.num_hidden_layers
+        return self.base(model).vision_tower, layers_to_run(index, depth)
+
+    def encode(self, model: nn.Module, pixel_values: Tensor, **kwargs: Any) -> TowerOutput:
+        """Run the tower up to the layer that is read."""
+        tower, num_layers = self.tower(model, **kwargs)
+        return run_vit(tower, pixel_values, num_layers)
 
     def project(self, model: nn.Module, features: Tensor) -> Tensor:
         """The multi-modal projector."""

@@ -20,7 +20,19 @@ from visiondrop.reducer import Reducer
 
 __all__ = ["METHODS", "Full", "Random", "Uniform", "VisionDrop", "build_method"]
 
-METHODS: dict[str, type[Reducer]] = {cls.name: cls for cls in (VisionDrop, Random, Uniform, Full)}
+# One line per method.
+METHODS: dict[str, type[Reducer]] = {
+    cls.name: cls
+    for cls in (
+        VisionDrop,
+        Random,
+        Uniform,
+        Full,
+    )
+}
+
+Budgeting = typing.Literal["average", "nominal"]
+"""What a number of tokens means: the true mean over decoder layers, or the papers' count."""
 
 
 def build_method(
@@ -30,19 +42,22 @@ def build_method(
     model: nn.Module | Any | None = None,
     geometry: Geometry | None = None,
     args: Mapping[str, str] | None = None,
+    budget: Budgeting = "average",
 ) -> Reducer:
     """A method from what was typed on a command line, checked before any compute.
 
     Args:
-        name: a name of `METHODS`.
-        tokens: the average number of visual tokens over decoder layers; None takes the method's
-            default.
+        name: a name of `METHODS`, or "name@preset" with one of its `presets`.
+        tokens: the number of visual tokens; None takes the method's default.
         model: the model or its configuration, for its sizes; or give `geometry`.
         args: fields of the method by name, as typed; lists and numbers are read as JSON, never
             evaluated.
+        budget: what `tokens` means: the true mean over decoder layers ("average"), or what the
+            method's paper calls its budget ("nominal").
 
     Raises `ValueError` naming what is wrong and what is possible.
     """
+    name, _, preset = name.partition("@")
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
     cls = METHODS[name]
@@ -50,24 +65,31 @@ def build_method(
         if model is None:
             raise ValueError("give the model or its geometry: budgets depend on its sizes")
         geometry = geometry_of(model)
+    if budget not in typing.get_args(Budgeting):
+        raise ValueError(f"budget={budget!r}; possible: 'average', 'nominal'")
     fields = parse_fields(cls, args or {})
+    staged = {"encoder", "llm"} & set(fields)
     method: Reducer
-    if tokens is None or cls is Full:
+    if preset:
+        if preset not in cls.presets:
+            known = ", ".join(f"{name}@{p}" for p in cls.presets) or "none"
+            raise ValueError(f"{name} has no preset {preset!r}; its presets: {known}")
+        method = cls(**{**cls.presets[preset], **fields})
+    elif tokens is None or not cls.budgeted():
         method = cls(**fields)
-    elif hasattr(cls, "from_average") and not {"encoder", "llm"} & set(fields):
-        method = cls.from_average(  # type: ignore[attr-defined]
+    elif staged:
+        raise ValueError(
+            f"{name}: --tokens {tokens} and the stages themselves were both given; give one of them"
+        )
+    else:
+        make = cls.from_average if budget == "average" else cls.from_nominal
+        method = make(
             _whole(tokens),
             num_layers=geometry.num_layers,
             num_patches=geometry.num_patches,
             has_cls=geometry.has_cls,
             **fields,
         )
-    elif hasattr(cls, "from_average"):
-        raise ValueError(
-            f"{name}: --tokens {tokens} and the stages themselves were both given; give one of them"
-        )
-    else:
-        method = cls(**{"tokens": _whole(tokens), **fields})
     method.check(geometry)
     return method
 

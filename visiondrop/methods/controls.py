@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from visiondrop.adapters.base import Geometry
 from visiondrop.merging import Reduction, keep_only
+from visiondrop.methods.base import PictureBudget
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.views import EncoderView
 
@@ -19,25 +19,13 @@ class Full(Reducer):
     """The unpruned model, run by the same code as every method."""
 
     name = "full"
+    title = "unpruned"
+    where = "nowhere"
+    signal = "control"
 
 
-class _KeepPatches(Reducer):
+class _KeepPatches(PictureBudget):
     """Keep `tokens` of the patches before the LLM; CLS is not kept, as in the unpruned model."""
-
-    tokens: int
-    before_llm = True
-
-    def check(self, geometry: Geometry) -> None:
-        """Refuse budgets beyond the picture."""
-        if not 1 <= self.tokens <= geometry.num_patches:
-            raise ValueError(
-                f"{self.name}: tokens={self.tokens} asked for where a picture has "
-                f"{geometry.num_patches} at most; give 1 to {geometry.num_patches}"
-            )
-
-    def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
-        """The same count in every layer."""
-        return [min(self.tokens, num_patches)] * num_layers
 
     @abstractmethod
     def patches(self, view: EncoderView) -> torch.Tensor:
@@ -57,6 +45,9 @@ class Random(_KeepPatches):
     """
 
     name = "random"
+    title = "random"
+    where = "before the LLM"
+    signal = "control, seeded by (seed, sample)"
 
     tokens: int = 64
     seed: int = 0
@@ -78,6 +69,9 @@ class Uniform(_KeepPatches):
     """Evenly spaced patches in raster order: floor((i + 1/2) N / tokens)."""
 
     name = "uniform"
+    title = "uniform"
+    where = "before the LLM"
+    signal = "control, evenly spaced"
 
     tokens: int = 64
     positions: Positions = "renumbered"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -53,7 +53,10 @@ class VisionDrop(Reducer):
     """
 
     name = "visiondrop"
+    title = "VisionDrop"
     paper = "arXiv 2506.22283"
+    where = "encoder, then LLM 1/4, 1/2, 3/4"
+    signal = "visual self-attention, contextual merge"
 
     encoder: Budget | None = None
     llm: Mapping[int, Budget] = field(default_factory=dict)
@@ -76,8 +79,8 @@ class VisionDrop(Reducer):
         num_patches: int = 576,
         has_cls: bool = True,
         entry: float = ENTRY_RATIO,
-        **options: object,
-    ) -> VisionDrop:
+        **options: Any,
+    ) -> Self:
         """The schedule whose mean of visual tokens over the decoder layers is `tokens`.
 
         Totals fall geometrically from `entry` x tokens (at most what there is); a contextual share
@@ -99,7 +102,7 @@ class VisionDrop(Reducer):
             entry=entry,
         )
         budgets = [split_total(total) for total in totals]
-        return cls(budgets[0], dict(zip(layers, budgets[1:], strict=True)), **options)  # type: ignore[arg-type]
+        return cls(budgets[0], dict(zip(layers, budgets[1:], strict=True)), **options)
 
     @property
     def before_llm(self) -> bool:  # type: ignore[override]
@@ -113,6 +116,7 @@ class VisionDrop(Reducer):
 
     def check(self, geometry: Geometry) -> None:
         """Refuse impossible budgets."""
+        super().check(geometry)
         cls = geometry.has_cls and (self.encoder is not None or geometry.cls_in_prompt)
         check_stages(
             self.encoder,

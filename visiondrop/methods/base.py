@@ -1,0 +1,51 @@
+"""What simple methods share: a fixed number of tokens for each picture, chosen before the LLM."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from visiondrop.adapters.base import Geometry
+from visiondrop.reducer import Reducer
+
+__all__ = ["PictureBudget"]
+
+
+class PictureBudget(Reducer):
+    """Keeps `tokens` visual tokens of each picture before the LLM; all decoder layers see them.
+
+    A subclass is a dataclass with the field `tokens`, and overrides one stage before the LLM.
+    """
+
+    tokens: int
+    before_llm = True
+    counts_cls: ClassVar[bool] = False
+    """Whether CLS may be among the tokens."""
+
+    def check(self, geometry: Geometry) -> None:
+        """Refuse budgets beyond the picture."""
+        super().check(geometry)
+        most = geometry.num_patches + int(self.counts_cls and geometry.has_cls)
+        whole = isinstance(self.tokens, int) and not isinstance(self.tokens, bool)
+        if not whole or not 1 <= self.tokens <= most:
+            raise ValueError(
+                f"{self.name}: tokens={self.tokens} asked for where a picture has "
+                f"{most} at most; give 1 to {most}"
+            )
+
+    def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
+        """The same count in every layer."""
+        most = num_patches + int(self.counts_cls and has_cls)
+        return [min(self.tokens, most)] * num_layers
+
+    @classmethod
+    def from_average(
+        cls,
+        tokens: float,
+        *,
+        num_layers: int,
+        num_patches: int = 576,
+        has_cls: bool = True,
+        **options: Any,
+    ) -> Self:
+        """`tokens` of each picture: what enters the LLM is the mean over its layers."""
+        return cls(tokens=tokens, **options)  # type: ignore[call-arg]
