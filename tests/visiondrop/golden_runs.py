@@ -23,8 +23,11 @@ from torch import Tensor
 
 from llava.model.builder import load_pretrained_model
 from tests.conftest import GOLDEN, load_golden
+from visiondrop.adapters import adapter_of
+from visiondrop.adapters.base import following_projections
 from visiondrop.reducer import Reducer
 from visiondrop.trace import SampleTrace, StageTrace, Trace
+from visiondrop.views import EncoderView
 
 LOGITS = 1e-4
 STEPS = 8
@@ -54,6 +57,26 @@ def model(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
         torch_dtype=dtype,
         attn_implementation=attention,
     )[1]
+
+
+def encoder_view(numbers: Sequence[int], dtype: torch.dtype = torch.float32) -> EncoderView:
+    """What the vision tower gives for pictures by number, as a method sees it."""
+    llava = model(dtype)
+    adapter = adapter_of(llava)
+    with torch.no_grad():
+        out = adapter.encode(llava, pixels(numbers, dtype))
+        tower, num_layers = adapter.tower(llava)
+        following = following_projections(tower, num_layers, out.features)
+    return EncoderView(
+        out.features,
+        out.query,
+        out.key,
+        out.scale,
+        has_cls=True,
+        grid=adapter.geometry(llava.config).grid,
+        make_keys=lambda: [str(n) for n in numbers],
+        make_following=lambda: following,
+    )
 
 
 def settings(stem: str, skip: Collection[str] = ()) -> list[Any]:

@@ -15,7 +15,11 @@ from torch import nn
 
 from visiondrop.adapters import Geometry, geometry_of
 from visiondrop.methods.controls import Full, Random, Uniform
+from visiondrop.methods.fastervlm import FasterVLM
+from visiondrop.methods.globalcom2 import GlobalCom2
+from visiondrop.methods.hired import HiRED
 from visiondrop.methods.visiondrop import VisionDrop
+from visiondrop.methods.visionzip import VisionZip
 from visiondrop.reducer import Reducer
 
 __all__ = ["METHODS", "Full", "Random", "Uniform", "VisionDrop", "build_method"]
@@ -25,6 +29,10 @@ METHODS: dict[str, type[Reducer]] = {
     cls.name: cls
     for cls in (
         VisionDrop,
+        VisionZip,
+        FasterVLM,
+        HiRED,
+        GlobalCom2,
         Random,
         Uniform,
         Full,

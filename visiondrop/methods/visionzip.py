@@ -1,0 +1,130 @@
+"""VisionZip: the patches that CLS attends to most, the rest merged by its keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from visiondrop.adapters.base import Geometry
+from visiondrop.anyres_layout import TileGrid, row_order, tile_order
+from visiondrop.merging import MergeRule, Reduction, reduce_tokens
+from visiondrop.reducer import Positions, Reducer
+from visiondrop.schedule import check_stages
+from visiondrop.scoring import top_tokens
+from visiondrop.views import EncoderView
+
+
+@dataclass
+class VisionZip(Reducer):
+    """VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467), training-free and text-free.
+
+    score_j = sum over heads of softmax(q_CLS K^T / sqrt(d))_j in the layer that makes the features.
+    CLS and the best (dominant - 1) patches stay, in spatial order. Of the rest, every s-th is a
+    target (s = rest // contextual); each other token goes to the target with the highest cosine of
+    the keys averaged over heads, and a contextual token is target + mean(its members).
+
+    Any-resolution pictures: every tile, the thumbnail included, is reduced by itself, and `pack`
+    says in which order the tokens enter the LLM. The mechanism does not run such pictures yet;
+    selection, merges and packing equal the released code's on ready tiles.
+
+    Args:
+        dominant: tokens kept, CLS counted (`visionzip(model, dominant=...)` in the released code).
+        contextual: merged tokens behind them, in target order; 0 drops the rest.
+        merge: "sum" is the released code's target + mean; "mean" averages the target with its
+            members, as the paper says.
+        positions: "renumbered" from 0 (released), or "original".
+    """
+
+    name = "visionzip"
+    title = "VisionZip"
+    paper = "arXiv 2412.04467"
+    where = "encoder"
+    signal = "CLS attention, merge by keys"
+    needs = ("cls",)
+    before_llm = True
+    presets = {
+        "192": {"dominant": 162, "contextual": 30},
+        "128": {"dominant": 108, "contextual": 20},
+        "64": {"dominant": 54, "contextual": 10},
+        "32": {"dominant": 27, "contextual": 5},
+        "default": {"dominant": 191, "contextual": 30},
+    }
+
+    dominant: int = 54
+    contextual: int = 10
+    merge: MergeRule = "sum"
+    positions: Positions = "renumbered"
+
+    @classmethod
+    def from_average(
+        cls,
+        tokens: float,
+        *,
+        num_layers: int,
+        num_patches: int = 576,
+        has_cls: bool = True,
+        **options: Any,
+    ) -> Self:
+        """`tokens` in all, CLS counted; the presets' share, 27 of 32, is dominant, rounded down.
+
+        With `contextual` given, the others are dominant.
+        """
+        total = int(tokens)
+        if total != tokens:
+            raise ValueError(f"{cls.name}: tokens={tokens} asked for; give a whole number")
+        contextual = options.pop("contextual", total - max(1, total * 27 // 32))
+        return cls(dominant=total - contextual, contextual=contextual, **options)
+
+    def check(self, geometry: Geometry) -> None:
+        """Refuse impossible budgets."""
+        super().check(geometry)
+        check_stages(
+            (self.dominant, self.contextual),
+            {},
+            tokens=geometry.num_patches + int(geometry.has_cls),
+            num_layers=geometry.num_layers,
+        )
+
+    def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
+        """The same count in every layer."""
+        most = num_patches + int(has_cls)
+        return [min(self.dominant + self.contextual, most)] * num_layers
+
+    def encoder_stage(self, view: EncoderView) -> Reduction:
+        """Keep and merge for G pictures (or tiles): [G, dominant + contextual, D]."""
+        scores = torch.nn.functional.pad(view.cls_attention, (1, 0), value=torch.inf)
+        return reduce_tokens(
+            view.features,
+            view.sizes,
+            view.key.mean(1),
+            top_tokens(scores, self.dominant),
+            self.contextual,
+            rule=self.merge,
+        )
+
+    def pack(self, tiles: Reduction, grid: TileGrid) -> Tensor:
+        """The order of an any-resolution picture, as released.
+
+        The thumbnail's tokens; the crops' dominant patches row by row over the whole token grid;
+        CLS of each crop; the contextual tokens, crop by crop. Nothing is unpadded and there are no
+        newlines, so the original size matters for the grid alone.
+
+        Args:
+            tiles: `encoder_stage`'s outcome for T tiles, the thumbnail first.
+
+        Returns: [M, 2] pairs (tile, slot), see `visiondrop.anyres_layout`.
+        """
+        places = (tiles.source - 1).masked_fill(tiles.contextual, -1)
+        count, slots = places.shape
+        slot = torch.arange(slots, device=places.device)
+        return torch.cat(
+            [
+                tile_order(0, slot),
+                row_order(list(places[1:]), grid, unpad=False, newlines="none"),
+                *(tile_order(t, slot[:1]) for t in range(1, count)),
+                *(tile_order(t, slot[self.dominant :]) for t in range(1, count)),
+            ]
+        )
