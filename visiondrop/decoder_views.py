@@ -80,6 +80,7 @@ class DecoderView:
         make_keys: makes `keys`, the sample key of each picture, for seeded methods.
         identity: [G, n], patch id of each token (a merged one has its reference's).
         grid: (rows, columns) of a whole picture; full: visual tokens that entered layer 0.
+        score: [G, n], what an earlier stage gave each token to carry (`Reduction.score`), or None.
         row: what `reads_text`, `looks_back` and `uses_input` ask for; None otherwise.
     """
 
@@ -92,6 +93,7 @@ class DecoderView:
     identity: Tensor
     grid: tuple[int, int]
     full: int
+    score: Tensor | None = None
     row: RowView | None = field(default=None, repr=False)
 
     @cached_property

@@ -44,6 +44,7 @@ class Picture:
         stage: record of the stage before the LLM, None where there was none.
         key: the sample's key, None where none was given.
         features, pixels: [rows, D'] and [3, h, w], where a prompt stage is to come.
+        score: [tokens], as in `Reduction`.
     """
 
     rows: int
@@ -56,6 +57,7 @@ class Picture:
     key: str | None
     features: Tensor | None = None
     pixels: Tensor | None = None
+    score: Tensor | None = None
 
     @property
     def spill(self) -> int:
@@ -201,6 +203,8 @@ def encode_pictures(
         slot = (ids + int(geometry.cls_in_prompt)).clamp(min=0)
         overflow = own[rows:] if tokens > rows else None
         info = Picture(rows, tokens, ids, slot, sizes, overflow, stage, names[i])
+        if reduction is not None and reduction.score is not None:
+            info.score = reduction.score[0]
         if place == "prompt":
             info.features, info.pixels = own, pixel_values[i]
         setattr(picture, _ATTRIBUTE, info)

@@ -28,6 +28,7 @@ class Segment:
         sizes: [length] patches that each stands for.
         key: the sample's key.
         full: visual tokens of the picture that entered decoder layer 0.
+        score: [length], what an earlier stage gave each token to carry, see `Reduction`.
     """
 
     start: int
@@ -37,6 +38,7 @@ class Segment:
     sizes: Tensor
     key: str | None
     full: int
+    score: Tensor | None = None
 
 
 @dataclass

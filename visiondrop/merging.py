@@ -44,6 +44,7 @@ class Reduction:
             dropped.
         sizes: [G, m], how many patches each new token stands for (dropped ones are not counted).
         contextual: [G, m], true where the new token is a contextual (merged) one.
+        score: [G, m], a value that travels with each token to the later stages; None without one.
     """
 
     features: Tensor
@@ -51,6 +52,7 @@ class Reduction:
     target: Tensor
     sizes: Tensor
     contextual: Tensor
+    score: Tensor | None = None
 
 
 def per_picture(
@@ -64,7 +66,7 @@ def per_picture(
             raise ValueError(f"{len(reductions)} reductions for {count} pictures: give one each")
         return reductions
     whole = (getattr(reductions, f.name) for f in fields(Reduction))
-    parts = zip(*(tensor.split(1) for tensor in whole), strict=True)
+    parts = zip(*([None] * count if t is None else t.split(1) for t in whole), strict=True)
     return [Reduction(*tensors) for tensors in parts]
 
 

@@ -89,6 +89,7 @@ def read_prompt(
                     picture.sizes,
                     picture.key,
                     picture.tokens,
+                    picture.score,
                 )
             )
             at = first + picture.rows

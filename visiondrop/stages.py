@@ -17,7 +17,7 @@ from torch import Tensor
 from visiondrop.adapters.base import Adapter
 from visiondrop.decoder_views import RowAttention, RowView
 from visiondrop.layout import Row, Segment, pack
-from visiondrop.merging import per_picture
+from visiondrop.merging import Reduction, per_picture
 from visiondrop.reducer import Reducer
 from visiondrop.trace import StageTrace
 from visiondrop.views import DecoderView
@@ -88,6 +88,13 @@ def shape_of(row: Row, tail: int = 0) -> tuple[Any, ...]:
     return row.length - tail, *((s.start, s.length) for s in row.segments)
 
 
+def score_after(reduction: Reduction, before: Tensor | None) -> Tensor | None:
+    """What each token carries on: as the reduction says, else what its source carried."""
+    if reduction.score is not None:
+        return reduction.score[0]
+    return None if before is None else before[reduction.source[0]]
+
+
 def text_after(row: Row, segment: Segment, tail: int = 0) -> list[int]:
     """Places of the row's text tokens after a picture."""
     visual = {p for s in row.segments for p in range(s.start, s.start + s.length)}
@@ -139,6 +146,7 @@ def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutc
                     reduction.sizes[0],
                     segment.key,
                     segment.full,
+                    score_after(reduction, segment.score),
                 ),
             )
             pool.append(reduction.features[0].to(hidden.dtype))
@@ -184,6 +192,7 @@ def make_view(
         part_of = functools.partial(adapter.attention_part, layer.layer)
         return RowAttention(states, cos, sin, part_of, adapter.scaling(layer.layer))
 
+    scores = [segment.score for segment in segments]
     view = DecoderView(
         stage.index,
         cut(now.hidden, start, end),
@@ -194,6 +203,7 @@ def make_view(
         identity=torch.stack([segment.identity for segment in segments]),
         grid=stage.grid,
         full=segments[0].full,
+        score=None if any(s is None for s in scores) else torch.stack(scores),  # type: ignore[arg-type]
     )
     if whole:
         first_row = rows[members[0][0]]
