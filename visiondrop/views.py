@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from visiondrop.decoder_views import DecoderView, RowAttention
-from visiondrop.scoring import attention_row
+from visiondrop.scoring import attention_row, column_mean
 
 __all__ = [
     "DecoderView",
@@ -105,6 +105,13 @@ class EncoderView:
             raise ValueError("this vision tower has no CLS token whose attention could be read")
         row = attention_row(self.query[:, :, 0], self.key, self.scale)
         return row[:, 1:] / self.query.shape[1]
+
+    @cached_property
+    def saliency(self) -> Tensor:
+        """[G, n], `cls_attention`; without CLS the mean of all patches' attention instead."""
+        if self.has_cls:
+            return self.cls_attention
+        return column_mean(self.query, self.key, self.scale, causal=False)
 
     @property
     def sizes(self) -> Tensor:
