@@ -180,9 +180,11 @@ class DecoderView:
         return self._row.input
 
     @property
-    def text_after(self) -> Tensor:
-        """[a], places of the text tokens after the picture, rising."""
-        return self._row.text_after
+    def text_places(self) -> Tensor:
+        """[a], places of the text tokens after the picture in the present row, rising: those of
+        `input_text`.
+        """
+        return self._row.text_places
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """The decoder's last norm."""
@@ -195,7 +197,7 @@ class RowView:
 
     start: int
     hidden: Tensor
-    text_after: Tensor
+    text_places: Tensor
     this: RowAttention
     last: RowAttention | None
     input: tuple[Tensor, Tensor] | None

@@ -110,6 +110,8 @@ def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutc
     groups: dict[Any, list[tuple[int, int]]] = defaultdict(list)
     for r, row in enumerate(rows):
         for s, segment in enumerate(row.segments):
+            if segment.length == 0:
+                continue
             key: tuple[Any, ...] = (segment.start, segment.length)
             if whole:
                 key = (*key, s, shape_of(row, stage.tail))
