@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from tests.visiondrop.models import PATCHES
 from visiondrop import Full, Random, Uniform, VisionDrop
+from visiondrop.methods.yopo import Yopo
 from visiondrop.reducer import Reducer
 
 
@@ -66,6 +67,13 @@ SETTINGS: dict[str, Setting] = {
     "composed-positions": Setting(
         Uniform(20) + VisionDrop(llm={3: (6, 2)}, positions="original"),
         whole=Uniform(PATCHES) + VisionDrop(llm={3: (PATCHES, 0)}, positions="original"),
+    ),
+    "yopo": Setting(
+        Yopo(window=3, inactive_heads={0: [0], 5: [0]}),
+        whole=Yopo(window=None, neurons=1.0, layers=1.0),
+    ),
+    "yopo-frozen-after-visiondrop": Setting(
+        VisionDrop(encoder=(20, 3), llm={3: (9, 2)}) + Yopo(window=5, causal=True, skip="frozen"),
     ),
 }
 METHODS: dict[str, Reducer] = {name: setting.method for name, setting in SETTINGS.items()}

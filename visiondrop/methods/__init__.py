@@ -20,6 +20,7 @@ from visiondrop.methods.globalcom2 import GlobalCom2
 from visiondrop.methods.hired import HiRED
 from visiondrop.methods.visiondrop import VisionDrop
 from visiondrop.methods.visionzip import VisionZip
+from visiondrop.methods.yopo import Yopo
 from visiondrop.reducer import Reducer
 
 __all__ = ["METHODS", "Full", "Random", "Uniform", "VisionDrop", "build_method"]
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Reducer]] = {
         FasterVLM,
         HiRED,
         GlobalCom2,
+        Yopo,
         Random,
         Uniform,
         Full,
