@@ -137,7 +137,9 @@ def drop_duplicates(features: Tensor, order: Tensor, keep: int, step: int = 8) -
     if keep == 0:
         return order[:, :0]
     n = features.shape[1]
-    unit = torch.nn.functional.normalize(wide(features), dim=-1)
+    # The order within a round decides who meets whom in the next, so that one swap of two nearly
+    # equal similarities changes all that follows: they are computed in float64 whatever the model.
+    unit = torch.nn.functional.normalize(features.double(), dim=-1)
     similarity = (unit @ unit.transpose(1, 2)).flatten(1)
     while (left := order.shape[1]) > keep:
         even, odd = order[:, ::2], order[:, 1::2]

@@ -40,8 +40,8 @@ def nearest(
         kept: [G, k] and others: [G, p], indices into the n tokens.
         count: how many; all candidates where there are fewer.
 
-    Returns: [G, k, c], indices into the n tokens, most similar first; c is `count`, or the number of
-    candidates where there are fewer.
+    Returns: [G, k, c], indices into the n tokens, most similar first; c is `count`, or the number
+    of candidates where there are fewer.
     """
     unit = torch.nn.functional.normalize(wide(metric), dim=-1)
     pool = torch.cat([kept, others], 1) if among_kept else others

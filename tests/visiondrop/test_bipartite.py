@@ -21,7 +21,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def merge_by_loops(
     features: Tensor, sizes: list[int], metric: Tensor, merges: int, protected: int
 ) -> list[tuple[Tensor, int, list[int]]]:
-    """One picture: (feature, size, members, the first being the token that stays) in output order."""
+    """One picture: (feature, size, members) in output order; the first member is what stays."""
     tokens = range(len(sizes))
     best = {}
     for i in tokens:

@@ -18,8 +18,12 @@ from visiondrop.methods.controls import Full, Random, Uniform
 from visiondrop.methods.fastervlm import FasterVLM
 from visiondrop.methods.globalcom2 import GlobalCom2
 from visiondrop.methods.hired import HiRED
+from visiondrop.methods.prumerge import PruMerge
+from visiondrop.methods.prumerge_plus import PruMergePlus
+from visiondrop.methods.tome import ToMe
 from visiondrop.methods.visiondrop import VisionDrop
 from visiondrop.methods.visionzip import VisionZip
+from visiondrop.methods.vispruner import VisPruner
 from visiondrop.methods.yopo import Yopo
 from visiondrop.reducer import Reducer
 
@@ -32,9 +36,13 @@ METHODS: dict[str, type[Reducer]] = {
         VisionDrop,
         VisionZip,
         FasterVLM,
+        VisPruner,
+        PruMerge,
+        PruMergePlus,
         HiRED,
         GlobalCom2,
         Yopo,
+        ToMe,
         Random,
         Uniform,
         Full,
