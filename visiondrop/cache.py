@@ -71,13 +71,18 @@ class CacheBlock:
 
 
 class PrunedMixin:
-    """Adds blocks and the logical length to a cache class whose layers grow by concatenation."""
+    """Adds blocks and the logical length to a cache class whose layers grow by concatenation.
+
+    `state` holds what a method needs while decoding (masks, vectors), tensors with one row per
+    sequence.
+    """
 
     layers: list[Any]
     blocks: list[CacheBlock]
     logical: int
     logical_count: Tensor
     armed: bool
+    state: dict[str, Tensor]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens of the unpruned sequence seen so far (see the module's text for why)."""
@@ -102,6 +107,7 @@ class PrunedMixin:
         for block in self.blocks:
             block.select(index)
         self.logical_count = self.logical_count[index.to(self.logical_count.device)]
+        self.state = {name: rows[index.to(rows.device)] for name, rows in self.state.items()}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beam search: rows take the state of the beams they go on from."""
@@ -137,7 +143,7 @@ class PrunedMixin:
     def reset(self) -> None:
         """Empty the cache; it is then as good as new."""
         super().reset()  # type: ignore[misc]
-        self.blocks, self.logical = [], 0
+        self.blocks, self.logical, self.state = [], 0, {}
 
 
 class PrunedCache(PrunedMixin, DynamicCache):
@@ -172,6 +178,6 @@ def make_pruned(cache: Cache) -> PrunedMixin:
             else type(f"Pruned{kind.__name__}", (PrunedMixin, kind), {"__module__": __name__})
         )
     assert isinstance(cache, PrunedMixin)
-    cache.blocks, cache.logical, cache.armed = [], 0, False
+    cache.blocks, cache.logical, cache.armed, cache.state = [], 0, False, {}
     cache.logical_count = torch.zeros(0, dtype=torch.long)
     return cache
