@@ -18,6 +18,7 @@ __all__ = [
     "attention_row",
     "column_mean",
     "expand_heads",
+    "outlier_shares",
     "top_tokens",
     "uniform_column_mean",
     "wide",
@@ -130,3 +131,13 @@ def top_tokens(scores: Tensor, k: int) -> Tensor:
     """
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     return order[:, :k].sort(dim=-1).values
+
+
+def outlier_shares(scores: Tensor) -> list[float]:
+    """Share of each row of `scores` [G, n] above Q3 + 1.5 (Q3 - Q1), percentiles interpolated
+    linearly; read back from the device once.
+    """
+    bounds = torch.tensor([0.25, 0.75], dtype=scores.dtype, device=scores.device)
+    low, high = scores.quantile(bounds, dim=1)
+    above = scores > (high + 1.5 * (high - low))[:, None]
+    return [count / scores.shape[1] for count in above.sum(1).tolist()]

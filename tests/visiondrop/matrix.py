@@ -10,7 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tests.visiondrop.models import PATCHES
+from tests.visiondrop.tiny_clip import tiny_clip
 from visiondrop import Full, Random, Uniform, VisionDrop
+from visiondrop.methods.cdpruner import CDPruner
+from visiondrop.methods.divprune import DivPrune
+from visiondrop.methods.holov import HoloV
+from visiondrop.methods.prumerge import PruMerge
+from visiondrop.methods.prumerge_plus import PruMergePlus
+from visiondrop.methods.scope import Scope
+from visiondrop.methods.tome import ToMe
+from visiondrop.methods.trim import Trim
+from visiondrop.methods.vispruner import VisPruner
 from visiondrop.methods.yopo import Yopo
 from visiondrop.reducer import Reducer
 
@@ -63,6 +73,8 @@ SETTINGS: dict[str, Setting] = {
     "uniform-original": Setting(
         Uniform(8, positions="original"), whole=Uniform(PATCHES, positions="original")
     ),
+    "random-inside": Setting(Random(7, layer=3), whole=Random(PATCHES, layer=3)),
+    "uniform-inside": Setting(Uniform(7, layer=2, positions="original")),
     "composed": Setting(Uniform(20) + VisionDrop(llm={3: (6, 2)})),
     "composed-positions": Setting(
         Uniform(20) + VisionDrop(llm={3: (6, 2)}, positions="original"),
@@ -74,6 +86,45 @@ SETTINGS: dict[str, Setting] = {
     ),
     "yopo-frozen-after-visiondrop": Setting(
         VisionDrop(encoder=(20, 3), llm={3: (9, 2)}) + Yopo(window=5, causal=True, skip="frozen"),
+    ),
+    "vispruner": Setting(VisPruner(9), whole=VisPruner(PATCHES)),
+    "vispruner-original": Setting(
+        VisPruner(12, important_ratio=0.75, step=3, positions="original"),
+        whole=VisPruner(PATCHES, important_ratio=0.3, positions="original"),
+    ),
+    "prumerge": Setting(PruMerge(tokens=9, neighbours=5)),
+    "prumerge-adaptive": Setting(
+        PruMerge(candidates="pruned"), exempt={"ledger": "each picture has its own outliers"}
+    ),
+    "prumerge+": Setting(PruMergePlus(tokens=12, positions="original")),
+    "prumerge+-adaptive": Setting(
+        PruMergePlus(ratio=0.12, neighbours=7),
+        exempt={"ledger": "how many samples are outliers too depends on the picture"},
+    ),
+    "prumerge+-trained": Setting(PruMergePlus(adaptive=False) + VisionDrop(llm={3: (4, 2)})),
+    "tome": Setting(ToMe(12), whole=ToMe(PATCHES)),
+    "tome-in-place": Setting(ToMe(9, placement="in_place", positions="original")),
+    "tome-appended-original": Setting(
+        ToMe(21, positions="original") + VisionDrop(llm={3: (6, 2)}, positions="original")
+    ),
+    "divprune": Setting(DivPrune(9), whole=DivPrune(PATCHES)),
+    "cdpruner": Setting(
+        CDPruner(9, clip=tiny_clip()), whole=CDPruner(PATCHES, clip=tiny_clip()), exempt=TEXT
+    ),
+    "cdpruner-theta": Setting(
+        CDPruner(7, clip=tiny_clip(), theta=0.7, relevant="high", positions="original"),
+        exempt=TEXT,
+    ),
+    "trim": Setting(Trim(9, clip=tiny_clip()), exempt=TEXT),
+    "trim-adaptive": Setting(
+        Trim(clip=tiny_clip(), positions="original"),
+        exempt={**TEXT, "ledger": "as many as stand out; the plan is the most there can be"},
+    ),
+    "scope": Setting(Scope(9), whole=Scope(PATCHES)),
+    "holov": Setting(HoloV(9), whole=HoloV(PATCHES)),
+    "holov-windows": Setting(
+        HoloV(11, crops=4, shape="windows", rank="score", positions="original"),
+        whole=HoloV(PATCHES, crops=6, shape="windows", order="raster"),
     ),
 }
 METHODS: dict[str, Reducer] = {name: setting.method for name, setting in SETTINGS.items()}
@@ -87,4 +138,5 @@ def exempt(name: str, identity: str) -> bool:
 
 def fits(name: str, family: str) -> bool:
     """Whether the method can run on a family of tiny models."""
-    return "cls" not in METHODS[name].needs or family.startswith("clip")
+    needs = {"cls", "text encoder"} & set(METHODS[name].needs)
+    return not needs or family.startswith("clip")

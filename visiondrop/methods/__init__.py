@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -14,13 +15,18 @@ from typing import Any
 from torch import nn
 
 from visiondrop.adapters import Geometry, geometry_of
+from visiondrop.methods.cdpruner import CDPruner
 from visiondrop.methods.controls import Full, Random, Uniform
+from visiondrop.methods.divprune import DivPrune
 from visiondrop.methods.fastervlm import FasterVLM
 from visiondrop.methods.globalcom2 import GlobalCom2
 from visiondrop.methods.hired import HiRED
+from visiondrop.methods.holov import HoloV
 from visiondrop.methods.prumerge import PruMerge
 from visiondrop.methods.prumerge_plus import PruMergePlus
+from visiondrop.methods.scope import Scope
 from visiondrop.methods.tome import ToMe
+from visiondrop.methods.trim import Trim
 from visiondrop.methods.visiondrop import VisionDrop
 from visiondrop.methods.visionzip import VisionZip
 from visiondrop.methods.vispruner import VisPruner
@@ -43,6 +49,11 @@ METHODS: dict[str, type[Reducer]] = {
         GlobalCom2,
         Yopo,
         ToMe,
+        DivPrune,
+        CDPruner,
+        Trim,
+        Scope,
+        HoloV,
         Random,
         Uniform,
         Full,
@@ -136,14 +147,32 @@ def parse_fields(cls: type[Reducer], args: Mapping[str, str]) -> dict[str, Any]:
             try:
                 value = json.loads(text)
             except json.JSONDecodeError:
-                raise ValueError(
-                    f"{cls.name}: {key}={text!r} is not a number, list or mapping in JSON"
-                ) from None
-            if hint in (int, float) and (isinstance(value, bool) or not isinstance(value, hint)):
-                raise ValueError(f"{cls.name}: {key}={text!r} must be of type {hint.__name__}")
+                if not _fits(text, hint):
+                    raise ValueError(
+                        f"{cls.name}: {key}={text!r} is not a number, list or mapping in JSON"
+                    ) from None
         if choices and value not in choices:
             raise ValueError(
                 f"{cls.name}: {key}={text!r}; possible: {', '.join(map(repr, choices))}"
             )
+        if not choices and not _fits(value, hint):
+            kind = getattr(hint, "__name__", str(hint))
+            raise ValueError(f"{cls.name}: {key}={text!r} must be of type {kind}")
         out[key] = value
     return out
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of a field's type; containers are the method's to check."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint)
+    return True
