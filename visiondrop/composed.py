@@ -43,9 +43,11 @@ class Composed(Reducer):
         self.before_llm = self.outer is not idle
         self.inside_llm = self.inner is not idle
         self.before = self.outer.before  # type: ignore[misc]
+        self.needs = tuple(dict.fromkeys(n for p in self.parts for n in p.needs))  # type: ignore[misc]
         self.reads_text = self.inner.reads_text  # type: ignore[misc]
         self.looks_back = self.inner.looks_back  # type: ignore[misc]
         self.uses_input = self.inner.uses_input  # type: ignore[misc]
+        self.seeded = self.inner.seeded  # type: ignore[misc]
         acting = self.inner if self.inside_llm else self.outer
         self.positions = acting.positions
         if self.before_llm and self.entry_positions == "original" != self.positions:

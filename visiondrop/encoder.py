@@ -175,7 +175,7 @@ def encode_pictures(
         embeddings = list(adapter.project(model, torch.cat(kept, 1))[0].split(counts))
 
     names: list[str | None] = [None] * batch
-    if trace.keys is not None:
+    if trace.keys is not None or method.seeded:
         names = list(picture_keys(pixel_values, trace))
     out = embeddings[0].new_full((batch, rows, embeddings[0].shape[-1]), float("nan"))
     pictures = []

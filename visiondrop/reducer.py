@@ -77,6 +77,9 @@ class Reducer(ABC):
     uses_input: ClassVar[bool] = False
     """Whether `llm_stage` looks at the prompt's input embeddings."""
 
+    seeded: ClassVar[bool] = False
+    """Whether `llm_stage` draws by `view.keys`; pictures without a key are then named by a hash."""
+
     positions: Positions = "renumbered"
     """Positions of what is kept: numbered anew from 0, or those of the unpruned sequence."""
 

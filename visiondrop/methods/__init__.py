@@ -175,4 +175,4 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str, type(None)):
         return isinstance(value, hint)
-    return True
+    return not isinstance(value, str)

@@ -17,7 +17,7 @@ class PictureBudget(Reducer):
     """
 
     tokens: int
-    before_llm = True
+    before_llm: bool = True
     counts_cls: ClassVar[bool] = False
     """Whether CLS may be among the tokens."""
 
