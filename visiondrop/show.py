@@ -29,7 +29,12 @@ QUESTION = "What is in the picture?"
 
 
 def show(
-    model: nn.Module, method: Reducer, image: Image.Image, output: Path, ask: Callable[[], str]
+    model: nn.Module,
+    method: Reducer,
+    image: Image.Image,
+    output: Path,
+    ask: Callable[[], str],
+    question: str | None = None,
 ) -> Trace:
     """Answer once under `method`, print the ledger, draw the picture.
 
@@ -38,8 +43,9 @@ def show(
         image: the picture as the model sees it (a square, or padded to one).
         output: where the PNG goes.
         ask: runs the model on the picture and returns its answer.
+        question: that it is asked, for methods that read it.
     """
-    with method(model) as trace:
+    with method(model, questions=None if question is None else [question]) as trace:
         answer = ask()
     sample = trace.samples[0]
     print(f"answer: {answer}")
@@ -78,8 +84,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that every `show` command has."""
     parser.add_argument("--model", required=True, help="checkpoint: local folder or hub id")
     parser.add_argument("--image", required=True, help="picture file")
-    parser.add_argument("--method", default="visiondrop", choices=list(METHODS))
+    parser.add_argument(
+        "--method", default="visiondrop", metavar="NAME", help=f"{', '.join(METHODS)}; NAME@PRESET"
+    )
     parser.add_argument("--tokens", type=float, default=None, help="average visual tokens (64)")
+    parser.add_argument(
+        "--budget",
+        choices=("average", "nominal"),
+        default="average",
+        help="what --tokens means: the true mean over decoder layers, or the papers' own count",
+    )
     parser.add_argument(
         "--method-arg", action="append", default=[], metavar="NAME=VALUE", help="repeatable"
     )
@@ -97,9 +111,11 @@ def method_from(args: argparse.Namespace, model: nn.Module) -> Reducer:
             raise ValueError(f"--method-arg {item!r}: write NAME=VALUE")
         fields[name] = value
     tokens = args.tokens
-    if tokens is None and not {"encoder", "llm", "tokens"} & set(fields):
+    if tokens is None and "@" not in args.method and not {"encoder", "llm", "tokens"} & set(fields):
         tokens = 64
-    return build_method(args.method, tokens, geometry=geometry_of(model), args=fields)
+    return build_method(
+        args.method, tokens, geometry=geometry_of(model), args=fields, budget=args.budget
+    )
 
 
 def load(path: str) -> tuple[Any, Any, Any]:
@@ -147,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
     print(f"method: {json.dumps(method.to_dict())}")
-    show(model, method, square, args.output, ask)
+    show(model, method, square, args.output, ask, args.question)
     return 0
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from llava.eval.answers import AnswerStore, Row
 from llava.eval.errors import EvalError
 from llava.eval.preparing import Prepared, QuestionDataset, batch_loader, left_pad
-from llava.eval.samples import Sample
+from llava.eval.samples import Sample, raw_question
 from llava.eval.settings import RunSettings, digest_of_json
 from visiondrop import TowerCache, Trace
 from visiondrop.trace import SampleTrace
@@ -133,6 +133,7 @@ def generate(
     shown = [sample for sample in samples if sample.image is not None]
     trace.set_keys([sample.key for sample in shown])
     trace.set_pictures([str(sample.image) for sample in shown])
+    trace.set_questions([raw_question(sample.prompt) for sample in shown])
     input_ids, mask = left_pad([p.input_ids for p in prepared], loaded.pad_id)
     options: dict[str, Any] = {
         "do_sample": settings.temperature > 0,

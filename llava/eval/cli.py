@@ -97,6 +97,15 @@ def add_released_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--contextual", type=int, help="of the encoder stage, as in 6")
 
 
+def add_budget_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--budget",
+        choices=("average", "nominal"),
+        default=env("BUDGET", "average"),
+        help="what --tokens means: the true mean over decoder layers, or the papers' own count",
+    )
+
+
 def default_workers(device: str) -> int:
     cores = len(os.sched_getaffinity(0))
     return min(4, cores - 1) if device.startswith("cuda") else min(1, cores - 1)

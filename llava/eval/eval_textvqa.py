@@ -19,11 +19,9 @@ from typing import Any
 
 from llava.eval.errors import EvalError, run_main
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
-from llava.eval.samples import read_jsonl
+from llava.eval.samples import REFERENCE, read_jsonl
 
 Annotations = dict[tuple[str, str], Mapping[str, Any]]
-
-REFERENCE = "Reference OCR token:"
 
 
 def question_of(prompt: str) -> str:

@@ -18,6 +18,7 @@ from llava.eval.answering import LoadedModel, answer_questions
 from llava.eval.answers import AnswerStore
 from llava.eval.cli import (
     add_answer_flags,
+    add_budget_flag,
     add_model_flags,
     add_released_flags,
     default_workers,
@@ -45,8 +46,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--chunk-idx", type=int, default=0, help="and answer this part, from 0")
     p.add_argument("--limit", type=parse_limit, default=None, help="the first N questions")
     p.add_argument("--overwrite", action="store_true", help="throw away another run's answers")
-    p.add_argument("--method", help="full, visiondrop, random, uniform, ...")
+    p.add_argument("--method", help="a name of `python -m visiondrop.methods`, or NAME@PRESET")
     p.add_argument("--tokens", type=int, help="visual tokens, mean over decoder layers")
+    add_budget_flag(p)
     p.add_argument("--method-arg", action="append", metavar="NAME=VALUE", help="repeatable")
     p.add_argument("--seed", type=int, default=0, help="of sampling and of seeded methods")
     add_model_flags(p)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rich.console import Console
 from llava.eval.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from llava.eval.cli import (
     add_answer_flags,
+    add_budget_flag,
     add_model_flags,
     add_released_flags,
     env,
@@ -28,12 +30,14 @@ from llava.eval.cli import (
     parse_limit,
     parse_method_args,
 )
+from llava.eval.comparing import choose_reference, compare, write_comparison
 from llava.eval.errors import EXIT_FAILED_SAMPLES, EXIT_OK, EvalError, run_main
 from llava.eval.files import write_atomically
 from llava.eval.loading import read_config
 from llava.eval.oracle import Regions
 from llava.eval.planning import (
     PlannedRun,
+    Refusal,
     geometry_of_config,
     plan_one,
     plan_runs,
@@ -42,7 +46,7 @@ from llava.eval.planning import (
 from llava.eval.preparing import build_prompt
 from llava.eval.running import Job, answer_part, check_runs, log_to_wandb, run_all
 from llava.eval.samples import check_images, read_questions
-from llava.eval.table import markdown_table, print_table
+from llava.eval.table import Comparison, markdown_table, print_table
 from llava.eval.wandb_log import check_wandb
 from visiondrop import TowerCache
 
@@ -61,12 +65,18 @@ def parser() -> argparse.ArgumentParser:
         "--methods",
         "--method",
         default=env("METHODS", env("METHOD")),
-        help=f"comma list, or all (default {METHODS})",
+        help=f"comma list of NAME or NAME@PRESET, or all (default {METHODS})",
     )
     p.add_argument(
         "--tokens",
         default=env("TOKENS"),
         help="visual tokens, mean over decoder layers; comma list (default 64)",
+    )
+    add_budget_flag(p)
+    p.add_argument(
+        "--reference",
+        default=env("REFERENCE"),
+        help="the method that others are compared with (visiondrop if it runs, else random)",
     )
     p.add_argument("--seeds", default=env("SEEDS", "0"), help="of seeded methods; comma list")
     p.add_argument("--method-arg", action="append", metavar="NAME=VALUE", help="repeatable")
@@ -112,8 +122,13 @@ def set_defaults(args: argparse.Namespace, benchmark: Benchmark) -> int | None:
 
 
 def plan(
-    args: argparse.Namespace, config: Any, regions: Callable[[], Regions] | None = None
+    args: argparse.Namespace,
+    config: Any,
+    refused: list[Refusal],
+    lacks: Mapping[str, str],
+    regions: Callable[[], Regions] | None = None,
 ) -> list[PlannedRun]:
+    """The runs of a command; methods of ``all`` that cannot run go to ``refused``."""
     geometry = geometry_of_config(config)
     seeds = parse_numbers("SEEDS", args.seeds) or [0]
     args.seed = seeds[0]
@@ -123,15 +138,17 @@ def plan(
         one = plan_one(args, geometry)
         names = [n for n in (methods or "full").split(",") if n != one.method.name]
         budgets = parse_numbers("TOKENS", tokens) if tokens else [one.tokens]
-        others = plan_runs(names, budgets, seeds, geometry, regions=regions)
+        others = plan_runs(
+            names, budgets, seeds, geometry, None, regions, args.budget, refused, lacks
+        )
         return [*others, one]
     names = [name.strip() for name in (args.methods or METHODS).split(",") if name.strip()]
     budgets = parse_numbers("TOKENS", args.tokens or "64")
     given = parse_method_args(args.method_arg)
-    return plan_runs(names, budgets, seeds, geometry, given, regions)
+    return plan_runs(names, budgets, seeds, geometry, given, regions, args.budget, refused, lacks)
 
 
-def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun]]:
+def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun], list[Refusal]]:
     """Check everything that can be checked before any compute."""
     benchmark = get_benchmark(args.benchmark)
     files = benchmark.files(args.data or benchmark.default_data)
@@ -147,14 +164,17 @@ def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun]]:
         check_wandb()
     choice = model_choice(args)
     config = read_config(choice)
-    runs = plan(args, config, lambda: benchmark.regions(samples, files))
+    refused: list[Refusal] = []
+    runs = plan(args, config, refused, benchmark.lacks, lambda: benchmark.regions(samples, files))
+    if args.reference:
+        choose_reference([{"label": run.label} for run in runs], args.reference)
     processes = args.nproc or max(1, torch.cuda.device_count())
     out = Path(args.out) / benchmark.name
     job = Job(args, benchmark, files, samples, choice, config, out, processes)
     if args.tower_cache:
         job.tower_cache = TowerCache(args.tower_cache * 2**20)
     args.of = len(everything)
-    return job, runs
+    return job, runs, refused
 
 
 def announce(job: Job, runs: list[PlannedRun], console: Console) -> None:
@@ -175,24 +195,36 @@ def announce(job: Job, runs: list[PlannedRun], console: Console) -> None:
         console.print(f"{name:<10} {text}", highlight=False, soft_wrap=True)
 
 
+def comparison_of(job: Job, results: list[dict[str, Any]], refused: list[Refusal]) -> Comparison:
+    """Every cell against the reference on the same questions."""
+    reference = choose_reference(results, job.args.reference)
+    if reference is None:
+        return Comparison(refused=refused)
+    pictures = [sample.image or sample.key for sample in job.samples]
+    return Comparison(reference, compare(results, job.scores, pictures, reference), refused)
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     args.argv = argv
-    job, runs = prepare(args)
+    job, runs, refused = prepare(args)
     if args.part:
         answer_part(job, runs, args.part)
         return EXIT_OK
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 130)
     announce(job, runs, console)
     check_runs(job, runs)
     args.overwrite = False
-    results = run_all(job, runs)
+    results = run_all(job, runs, refused=refused)
     title = f"{job.benchmark.title}, {job.choice.name}"
+    comparison = comparison_of(job, results, refused)
     console.print()
-    print_table(title, results, console)
+    print_table(title, results, console, comparison)
     table = job.out / "table.md"
-    write_atomically(table, markdown_table(title, results))
+    write_atomically(table, markdown_table(title, results, comparison))
+    intervals, reference = comparison.intervals, comparison.shown
+    write_comparison(job.out, results, intervals, reference, [asdict(r) for r in refused])
     console.print(f"the same in Markdown: {table}", highlight=False, soft_wrap=True)
     if args.wandb:
         for run in runs:

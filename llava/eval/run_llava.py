@@ -21,6 +21,8 @@ from llava.constants import (
     IMAGE_PLACEHOLDER,
 )
 from llava.conversation import get_template, infer_template
+from llava.eval.cli import add_budget_flag
+from llava.eval.samples import raw_question
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_config, load_pretrained_model
 
@@ -68,7 +70,9 @@ def build_reduction(args: argparse.Namespace) -> Any:
         raise ValueError(f"--method-arg {wrong[0]!r} is not of the form NAME=VALUE")
     settings = dict(pair.partition("=")[::2] for pair in args.method_arg)
     geometry = geometry_of(load_config(args.model_path, args.model_base))
-    return build_method(args.method, args.tokens, geometry=geometry, args=settings)
+    return build_method(
+        args.method, args.tokens, geometry=geometry, args=settings, budget=args.budget
+    )
 
 
 def eval_model(args: argparse.Namespace) -> str:
@@ -94,7 +98,10 @@ def eval_model(args: argparse.Namespace) -> str:
         sampling = {"do_sample": True, "temperature": args.temperature}
         if args.top_p is not None:
             sampling["top_p"] = args.top_p
-    reduction = method(model) if method is not None else contextlib.nullcontext()
+    reduction: Any = contextlib.nullcontext()
+    if method is not None:
+        asked = raw_question(args.query.replace(IMAGE_PLACEHOLDER, ""))
+        reduction = method(model, questions=[asked] * len(images))
     with torch.inference_mode(), reduction:
         output = model.generate(
             ids[None],
@@ -122,8 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_beams", "--num-beams", type=int, default=1)
     parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=512)
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1; all GPUs by default")
-    parser.add_argument("--method", default=None, help="drop visual tokens, as in visiondrop")
+    parser.add_argument("--method", default=None, help="NAME of visiondrop.methods, NAME@PRESET")
     parser.add_argument("--tokens", type=int, default=None, help="visual tokens to keep on average")
+    add_budget_flag(parser)
     parser.add_argument("--method-arg", action="append", default=[], metavar="NAME=VALUE")
     args = parser.parse_args(argv)
     try:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -20,7 +20,7 @@ from llava.eval.benchmarks import Benchmark, BenchmarkFiles
 from llava.eval.cli import default_workers, run_settings
 from llava.eval.errors import EvalError
 from llava.eval.loading import ModelChoice, load_model
-from llava.eval.planning import PlannedRun
+from llava.eval.planning import PlannedRun, Refusal
 from llava.eval.preparing import QuestionDataset
 from llava.eval.result import build_result, read_result, write_result
 from llava.eval.samples import Sample, batches_of, chunk_of_batches
@@ -45,6 +45,8 @@ class Job:
     out: Path
     processes: int = 1
     tower_cache: TowerCache | None = None
+    scores: dict[str, list[list[float]]] = field(default_factory=dict)
+    """Cell -> for each of its seeds the score (0 to 1) of every question."""
     _loaded: LoadedModel | None = None
 
     @property
@@ -130,7 +132,10 @@ class Job:
             run.seed,
             self.files.questions.name,
         )
-        result["label"] = run.label
+        result["label"], result["cell"], result["budget"] = run.label, run.cell, run.budget
+        if run.moved:
+            result["layers"] = list(run.moved)
+        self.scores.setdefault(run.cell, []).append(scores.per_sample)
         write_result(store.path.with_name(RESULT), result)
         return result
 
@@ -148,21 +153,47 @@ def check_runs(job: Job, runs: Sequence[PlannedRun]) -> None:
 
 
 def run_all(
-    job: Job, runs: Sequence[PlannedRun], on_result: Callable[[dict[str, Any]], None] | None = None
+    job: Job,
+    runs: Sequence[PlannedRun],
+    on_result: Callable[[dict[str, Any]], None] | None = None,
+    refused: list[Refusal] | None = None,
 ) -> list[dict[str, Any]]:
-    """Answer and score every run; one result for each cell of the table, in order."""
+    """Answer and score every run; one result for each cell of the table, in order.
+
+    An optional run that turns out not to run on this model goes to ``refused``."""
     if job.processes > 1:
         _answer_in_processes(job, runs)
     cells: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         with job.store(run) as store:
             before = _computed_before(job, run, store)
-            job.answer(run, store)
+            reason = _try(job, run, store)
+            if reason is not None:
+                if refused is not None:
+                    refused.append(Refusal(run.label, run.budget and run.tokens, reason))
+                continue
             result = job.finish(run, store, before + store.computed)
         cells.setdefault(run.cell, []).append(result)
         if on_result is not None:
             on_result(result)
     return [_aggregate(job, cell, results) for cell, results in cells.items()]
+
+
+def _try(
+    job: Job,
+    run: PlannedRun,
+    store: AnswerStore,
+    batches: Sequence[int] | None = None,
+    position: int = 0,
+) -> str | None:
+    """Answer a run; the reason why an optional one cannot run here, None where it did."""
+    try:
+        job.answer(run, store, batches, position)
+    except (ValueError, NotImplementedError) as error:
+        if not run.optional:
+            raise EvalError(f"{run.label}: {error}") from error
+        return str(error)
+    return None
 
 
 def log_to_wandb(job: Job, run: PlannedRun) -> str:
@@ -284,4 +315,4 @@ def answer_part(job: Job, runs: Sequence[PlannedRun], part: str) -> None:
     )
     for run in runs:
         with job.store(run, part) as store:
-            job.answer(run, store, chunk, position=int(index))
+            _try(job, run, store, chunk, position=int(index))

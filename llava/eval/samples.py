@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,34 @@ from typing import Any
 from llava.eval.errors import EvalError
 
 SHOWN = 3  # how many of many bad things an error lists
+
+REFERENCE = "Reference OCR token:"
+INSTRUCTIONS = (
+    "Answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+    "Please answer this question with one word.",
+    "Please answer yes or no.",
+    "When the provided information is insufficient, respond with 'Unanswerable'.",
+)
+"""Lines that LLaVA's question files put behind a question."""
+
+
+def raw_question(prompt: str) -> str:
+    """The question itself: a prompt without placeholder, OCR reference and instruction lines.
+
+    What methods that read the question get to see (``Trace.set_questions``).  A prompt in which
+    nothing else stands is taken whole."""
+    text = prompt.replace("<image>", "").strip()
+    ocr = re.match(r"OCR tokens: .*Question: (.*?) Short answer:", text, re.DOTALL)
+    if ocr is not None:
+        return ocr.group(1).strip()
+    lines = [line.strip() for line in text.split("\n")]
+    kept = [
+        line
+        for line in lines
+        if line and line not in INSTRUCTIONS and not line.startswith(REFERENCE)
+    ]
+    return "\n".join(kept) or text
 
 
 def sample_key(question_id: Any, round_id: Any, image: str | None, prompt: str) -> str:

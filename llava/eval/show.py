@@ -15,6 +15,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.errors import EvalError, run_main
 from llava.eval.loading import ModelChoice, load_model
 from llava.eval.preparing import as_seen, build_prompt
+from llava.eval.samples import raw_question
 from llava.mm_utils import process_images, tokenizer_image_token
 from visiondrop.show import add_arguments, method_from, open_image, show
 
@@ -50,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         return tokenizer.decode(out[0], skip_special_tokens=True).strip()
 
     print(f"method: {json.dumps(method.to_dict())}")
-    show(model, method, as_seen(pixels[0], loaded.image_processor), args.output, ask)
+    seen = as_seen(pixels[0], loaded.image_processor)
+    show(model, method, seen, args.output, ask, raw_question(args.question))
     return 0
 
 

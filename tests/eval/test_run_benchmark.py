@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 
 from llava.eval import running
 from llava.eval.answers import AnswerStore
+from llava.eval.comparing import show_interval
 from llava.eval.errors import run_main
 from llava.eval.eval_textvqa import main as eval_textvqa
+from llava.eval.intervals import paired_bootstrap
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
 from llava.eval.run_benchmark import main, parser
-from llava.eval.table import markdown_table, table_rows
+from llava.eval.table import table_rows
 from tests.eval.conftest import TinyData
 
 METHODS = "full,visiondrop,random,uniform"
@@ -111,19 +114,55 @@ def test_seeds_give_mean_and_spread(answered: Path) -> None:
     assert len(answers) == 3
 
 
-def test_table(answered: Path) -> None:
+def test_table(answered: Path, shared_data: TinyData) -> None:
     results = [result(answered / f"{cell}") for cell in
                ("full-36", "visiondrop-9", "random-9", "uniform-9")]  # fmt: skip
     cells = table_rows(results)
     assert [row[0] for row in cells] == METHODS.split(",")
-    assert cells[0][1:4] == ("36.0", "100.00", "100.0 %")
-    assert cells[1][3] == f"{results[1]['score']:.1f} %"
-    assert cells[2][2] == f"{results[2]['score']:.2f} ± {results[2]['spread']:.2f}"
+    assert cells[0][1:4] == ("-", "36.0", "100.00") and cells[0][5] == "100.0 %"
+    assert cells[1][1:3] == ("9", f"{results[1]['mean_tokens']:.1f}"), "asked for, and measured"
+    assert cells[1][5] == f"{results[1]['score']:.1f} %"
+    assert cells[2][3] == f"{results[2]['score']:.2f} ± {results[2]['spread']:.2f}"
     text = (answered / "table.md").read_text()
-    assert text == markdown_table("TextVQA, tiny-llava", results)
     for row in cells:
-        assert "| " + " | ".join(row) + " |" in text
+        assert "| " + " | ".join(row[:4]) + " | " in text
+        assert " | " + " | ".join(row[5:]) + " |" in text
     assert "20 questions, batch 3, float32, sdpa on cpu" in text
+    assert "| method | asked | tokens | accuracy | vs visiondrop | relative |" in text
+
+
+def test_differences_are_those_of_the_same_questions(answered: Path, shared_data: TinyData) -> None:
+    """The comparison beside the scores, against one made by hand from the answers files."""
+    made = json.loads((answered / "comparison.json").read_text())
+    assert made["reference"] == "visiondrop" and made["not_run"] == []
+    rows = {row["cell"]: row for row in made["rows"]}
+    entries = json.loads(shared_data.annotations.read_text())["data"]
+    evaluator = TextVQAAccuracyEvaluator()
+
+    def scores(folder: Path) -> list[float]:
+        found = read(folder / "answers.jsonl")
+        return [100 * evaluator.score(r["text"], e["answers"]) for r, e in zip(found, entries)]
+
+    reference = scores(answered / "visiondrop-9")
+    pictures = [entry["image_id"] for entry in entries]
+    seeds = [scores(answered / "random-9" / f"seed-{seed}") for seed in (0, 1, 2)]
+    expected = {
+        "uniform-9": scores(answered / "uniform-9"),
+        "random-9": [sum(three) / 3 for three in zip(*seeds)],
+        "full-36": scores(answered / "full-36"),
+    }
+    for cell, own in expected.items():
+        interval = paired_bootstrap(own, reference, pictures)
+        found = rows[cell]
+        assert found["difference"] == pytest.approx(sum(own) / 20 - sum(reference) / 20)
+        assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
+        assert (found["n"], found["clusters"]) == (20, 5)
+        assert show_interval(interval) in (answered / "table.md").read_text()
+    assert rows["visiondrop-9"]["difference"] is None
+    with (answered / "comparison.csv").open(newline="") as stream:
+        sheet = {row["cell"]: row for row in csv.DictReader(stream)}
+    assert sheet.keys() == rows.keys()
+    assert float(sheet["uniform-9"]["low"]) == rows["uniform-9"]["low"]
 
 
 def test_a_second_run_computes_nothing(
@@ -206,6 +245,8 @@ def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--methods", "full,visiondorp"), "unknown method 'visiondorp'"),
         (("--tokens", "600"), "600"),
         (("--tokens", "many"), "whole numbers"),
+        (("--methods", "visiondrop@paper"), "visiondrop has no preset 'paper'"),
+        (("--reference", "random", "--methods", "full,uniform"), "--reference random: not among"),
         (("--limit", "some"), "limit must be a whole number or 'all'"),
         (("--limit", "0"), "limit must be at least 1"),
         (("--data", "nowhere"), "TextVQA data not found (questions: nowhere"),

@@ -50,6 +50,8 @@ class Benchmark(ABC):
     metric: str = "accuracy"
     default_data: str
     max_new_tokens: int = 128
+    lacks: Mapping[str, str] = {"frames": "the questions here are about one picture each"}
+    """Of what methods may need (`Reducer.needs`), what the data has not, and why."""
 
     @abstractmethod
     def files(self, data: str | Path) -> BenchmarkFiles:

@@ -1,0 +1,135 @@
+"""Methods against a reference on the same questions, with paired intervals, per budget."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava.eval.errors import EvalError
+from llava.eval.files import write_atomically
+from llava.eval.intervals import CONFIDENCE, RESAMPLES, Interval, bootstrap_intervals
+
+REFERENCES = ("visiondrop", "random")
+SEED = 0
+STEM = "comparison"
+
+Result = Mapping[str, Any]
+Scores = Mapping[str, Sequence[Sequence[float]]]
+"""Cell -> for each of its seeds the score (0 to 1) of every question."""
+
+
+def choose_reference(results: Sequence[Result], wanted: str | None) -> str | None:
+    """The label of what others are compared with; None where there is nothing to compare with.
+
+    Raises EvalError for one that was asked for and is not there."""
+    labels = [result["label"] for result in results]
+    if wanted is not None:
+        if wanted not in labels:
+            raise EvalError(
+                f"--reference {wanted}: not among the methods of this run "
+                f"({', '.join(dict.fromkeys(labels))})"
+            )
+        return wanted
+    return next((name for name in REFERENCES if name in labels), None)
+
+
+def reference_of(result: Result, references: Sequence[Result]) -> Result | None:
+    """The reference's cell at the same budget; the only one there is for what has no budget."""
+    if result.get("budget") is None:
+        return references[0] if len(references) == 1 else None
+    return next((r for r in references if r["tokens"] == result["tokens"]), None)
+
+
+def compare(
+    results: Sequence[Result], scores: Scores, pictures: Sequence[str], reference: str
+) -> dict[str, Interval]:
+    """Cell -> interval of its score minus the reference's at the same budget, in points.
+
+    Args:
+        results: cells of a table, each with "cell", "label", "tokens" and "budget".
+        scores: of several seeds' the mean is compared, question by question.
+        pictures: of each question, in order: what is resampled.
+        reference: the label of the reference.
+    """
+    if len(set(pictures)) < 2:
+        return {}
+    references = [result for result in results if result["label"] == reference]
+    means = {cell: np.mean(np.asarray(rows), axis=0) for cell, rows in scores.items()}
+    cells, columns = [], []
+    for result in results:
+        other = reference_of(result, references)
+        if other is not None and other["cell"] != result["cell"]:
+            cells.append(result["cell"])
+            columns.append(100 * (means[result["cell"]] - means[other["cell"]]))
+    if not cells:
+        return {}
+    intervals = bootstrap_intervals(np.stack(columns, axis=1), pictures, seed=SEED)
+    return dict(zip(cells, intervals, strict=True))
+
+
+def describe(reference: str) -> str:
+    """What an interval says, for captions."""
+    return (
+        f"vs {reference}: difference in points on the same questions, with its paired bootstrap "
+        f"{CONFIDENCE:.0%} interval ({RESAMPLES:,} draws of whole pictures, seed {SEED})"
+    )
+
+
+def show_interval(interval: Interval | None) -> str:
+    """ "-3.1 [-5.0, -1.2]"; a dash where nothing is compared."""
+    if interval is None:
+        return "-"
+    return f"{interval.difference:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+
+
+def write_comparison(
+    folder: Path,
+    results: Sequence[Result],
+    intervals: Mapping[str, Interval],
+    reference: str | None,
+    refused: Sequence[Mapping[str, Any]],
+) -> list[Path]:
+    """Scores and differences as JSON and CSV; returns the files."""
+    rows = [
+        {
+            "method": result["label"],
+            "cell": result["cell"],
+            "asked": result["tokens"],
+            "budget": result.get("budget"),
+            "mean_tokens": result["mean_tokens"],
+            "layers": result.get("layers"),
+            "score": result["score"],
+            "spread": result.get("spread"),
+            "n": result["n"],
+            **(
+                {k: v for k, v in intervals[result["cell"]].to_dict().items() if k != "n"}
+                if result["cell"] in intervals
+                else {"difference": None, "low": None, "high": None, "clusters": None}
+            ),
+        }
+        for result in results
+    ]
+    content = {
+        "reference": reference,
+        "confidence": CONFIDENCE,
+        "resamples": RESAMPLES,
+        "seed": SEED,
+        "rows": rows,
+        "not_run": list(refused),
+    }
+    sheet = io.StringIO()
+    writer = csv.DictWriter(sheet, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        layers = row["layers"]
+        writer.writerow({**row, "layers": " ".join(map(str, layers)) if layers else ""})
+    paths = [folder / f"{STEM}.{ending}" for ending in ("json", "csv")]
+    write_atomically(paths[0], json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(paths[1], sheet.getvalue())
+    return paths
