@@ -16,6 +16,7 @@ from torch import Tensor
 __all__ = [
     "CausalCorrection",
     "attention_row",
+    "cls_logits",
     "column_mean",
     "expand_heads",
     "outlier_shares",
@@ -55,6 +56,19 @@ def attention_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """
     logits = wide(torch.einsum("ghd,ghnd->ghn", query, key)) * scale
     return logits.softmax(-1).sum(1)
+
+
+def cls_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Attention logits of CLS to each patch, before the softmax, mean over heads.
+
+    GlobalCom2's score; may be negative.
+
+    Args:
+        query, key: [G, H, 1 + n, d], CLS first; scale: 1 / sqrt(d).
+
+    Returns: [G, n] in float32.
+    """
+    return (wide(torch.einsum("ghd,ghnd->ghn", query[:, :, 0], key[:, :, 1:])) * scale).mean(1)
 
 
 def column_mean(

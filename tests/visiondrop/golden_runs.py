@@ -23,7 +23,7 @@ from torch import Tensor
 
 from llava.model.builder import load_pretrained_model
 from tests.conftest import GOLDEN, load_golden
-from visiondrop.adapters import adapter_of
+from visiondrop.adapters import Geometry, adapter_of, geometry_of
 from visiondrop.adapters.base import following_projections
 from visiondrop.reducer import Reducer
 from visiondrop.trace import SampleTrace, StageTrace, Trace
@@ -57,6 +57,11 @@ def model(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
         torch_dtype=dtype,
         attn_implementation=attention,
     )[1]
+
+
+def geometry() -> Geometry:
+    """The tiny checkpoint's sizes."""
+    return geometry_of(model())
 
 
 def encoder_view(numbers: Sequence[int], dtype: torch.dtype = torch.float32) -> EncoderView:

@@ -9,7 +9,6 @@ import torch
 
 from tests.visiondrop import golden_runs
 from tests.visiondrop.models import PATCHES, generate, pixels, prompt, tiny
-from visiondrop.adapters import geometry_of
 from visiondrop.methods import build_method
 from visiondrop.methods.fastervlm import FasterVLM
 from visiondrop.methods.hired import HiRED
@@ -22,7 +21,7 @@ def method_of(stem: str, hyper: dict[str, Any]) -> Any:
         return VisionZip(hyper["dominant"], hyper["contextual"])
     if stem == "FasterVLM":
         return FasterVLM(hyper["visual_token_num"])
-    return HiRED.from_rate(hyper["token_budget_rate"], geometry_of(golden_runs.model()))
+    return HiRED.from_rate(hyper["token_budget_rate"], golden_runs.geometry())
 
 
 def run(stem: str, name: str, **kwargs: Any) -> golden_runs.GoldenRun:
@@ -99,17 +98,15 @@ def test_visionzip_merged_features(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "stem, factor",
-    [
-        pytest.param("FasterVLM", 1, id="golden-FasterVLM-scores"),
-        pytest.param("HiRED_llava15", 4, id="golden-HiRED_llava15-scores"),
-    ],
+    "stem",
+    [pytest.param(s, id=f"golden-{s}-scores") for s in ("FasterVLM", "HiRED_llava15")],
 )
-def test_scores(stem: str, factor: int) -> None:
-    """FasterVLM averages CLS attention over heads, HiRED sums it over the 4 heads."""
+def test_scores(stem: str) -> None:
+    """FasterVLM averages CLS attention over heads, HiRED sums it."""
     pictures = golden_runs.data(stem)["settings"][0]["pictures"]
     view = golden_runs.encoder_view([p["picture"] for p in pictures])
     expected = torch.tensor([p["scores"] for p in pictures])
+    factor = 1 if stem == "FasterVLM" else view.query.shape[1]
     torch.testing.assert_close(factor * view.cls_attention, expected, atol=1e-6, rtol=1e-4)
 
 
@@ -203,7 +200,7 @@ def test_visionzip_budgets_are_the_released_settings(tokens: int) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 17, 576, 577])
 def test_visionzip_any_budget(tokens: int) -> None:
-    geometry = geometry_of(golden_runs.model())
+    geometry = golden_runs.geometry()
     for options in ({}, {"contextual": 0}):
         method = VisionZip.from_average(tokens, num_layers=32, **options)
         method.check(geometry)
@@ -222,7 +219,7 @@ def test_visionzip_any_budget(tokens: int) -> None:
 )
 def test_impossible_budgets(method: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        method.check(geometry_of(golden_runs.model()))
+        method.check(golden_runs.geometry())
 
 
 @pytest.mark.parametrize("method", [VisionZip(9, 2), FasterVLM(9), HiRED(9)])
@@ -234,7 +231,7 @@ def test_tower_without_cls_is_refused(method: Any) -> None:
 
 
 def test_hired_rate_and_presets() -> None:
-    geometry = geometry_of(golden_runs.model())
+    geometry = golden_runs.geometry()
     assert HiRED.from_rate(0.2, geometry) == HiRED() == build_method("hired", geometry=geometry)
     assert build_method("hired@rate0.4", geometry=geometry) == HiRED(230)
     assert build_method("fastervlm@R90", geometry=geometry) == FasterVLM(58)

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.anyres_layout import Newlines, TileGrid, row_order, tile_order
+from visiondrop.anyres_layout import Newlines, TileGrid, assemble, row_order, tile_order
 from visiondrop.reducer import Positions, Reducer
-from visiondrop.scoring import wide
 
 
 @dataclass
@@ -27,9 +26,8 @@ class GlobalCom2(Reducer):
     s / |s| + t / |t|, where t is the thumbnail's s, stretched over the unpadded picture and cut.
 
     Needs crops: models that see one tile a picture refuse it. The mechanism does not run
-    any-resolution pictures yet: `select` and `pack` equal the released code's on ready tiles. The
-    released code rounds the crops' tokens (not the thumbnail's) to float16 whatever the model's
-    type; that is not done here.
+    any-resolution pictures yet: `select`, `pack` and `sequence` equal the released code's on ready
+    tiles.
 
     Args:
         retention_ratio: r, the share kept of the thumbnail and, about, of the crops.
@@ -38,6 +36,8 @@ class GlobalCom2(Reducer):
             its number in the whole crop, so that order and rows go wrong where there is padding,
             and closes every row of the padded grid with a newline. "exact" puts tokens where they
             belong and closes the unpadded rows, as LLaVA does. Without padding both are the same.
+        rounding: "float16" rounds the crops' tokens and newlines (not the thumbnail's) so, whatever
+            the model's type, as released; "none" does not.
         positions: "renumbered" from 0 (released), or "original".
     """
 
@@ -53,6 +53,7 @@ class GlobalCom2(Reducer):
     retention_ratio: float = 0.25
     temperature: float = 10.0
     placement: Literal["released", "exact"] = "released"
+    rounding: Literal["float16", "none"] = "float16"
     positions: Positions = "renumbered"
 
     @classmethod
@@ -94,7 +95,8 @@ class GlobalCom2(Reducer):
         """The patches that each tile keeps: the thumbnail's by falling score, the crops' rising.
 
         Args:
-            scores: [1 + crops, n], see `cls_logits`.
+            scores: [1 + crops, n], see `scoring.cls_logits`, of the tower layer that reads the
+                features (`EncoderView.following`).
         """
         side, (top, bottom, left, right) = grid.side, grid.window
         thumbnail = scores[0].view(1, 1, side, side)
@@ -134,12 +136,16 @@ class GlobalCom2(Reducer):
         thumbnail = tile_order(0, torch.arange(kept[0].shape[0], device=kept[0].device))
         return torch.cat([thumbnail, row_order(places, grid, unpad=False, newlines=newlines)])
 
+    def sequence(
+        self, patches: Tensor, kept: list[Tensor], grid: TileGrid, newline: Tensor
+    ) -> Tensor:
+        """The picture's decoder embeddings [M, D'].
 
-def cls_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """CLS's attention logits to each patch, mean over heads, [T, n], may be negative.
-
-    Args:
-        query, key: [T, H, 1 + n, d], CLS first, of the tower layer that reads the features
-            (`EncoderView.following`); scale: 1 / sqrt(d).
-    """
-    return (wide(torch.einsum("thd,thnd->thn", query[:, :, 0], key[:, :, 1:])) * scale).mean(1)
+        Args:
+            patches: [T, n, D'], all tiles after the projector; newline: [D']; kept: as above.
+        """
+        tokens = [tile[k] for tile, k in zip(patches, kept, strict=True)]
+        if self.rounding == "float16":
+            tokens = tokens[:1] + [t.half().to(t.dtype) for t in tokens[1:]]
+            newline = newline.half().to(newline.dtype)
+        return assemble(self.pack(kept, grid), tokens, newline)
