@@ -14,10 +14,10 @@ from torch import Tensor
 from tests.conftest import GOLDEN
 from tests.visiondrop import golden_runs
 from visiondrop.merging import Reduction
-from visiondrop.methods.prumerge import PruMerge, outlier_ratios
+from visiondrop.methods.prumerge import PruMerge
 from visiondrop.methods.prumerge_plus import PruMergePlus
 from visiondrop.neighbours import left_over, nearest
-from visiondrop.scoring import attention_row
+from visiondrop.scoring import attention_row, outlier_shares
 from visiondrop.views import EncoderView
 
 VISION = json.loads((GOLDEN / "tiny-clip-vit-336" / "config.json").read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def test_scores_neighbours_and_sums(stem: str, name: str) -> None:
         expected = torch.tensor(picture["scores"])
         torch.testing.assert_close(scores[g], expected, atol=1e-8, rtol=2e-5)
         if name == "adaptive (official)":
-            assert outlier_ratios(scores)[g] == picture["adaptive_ratio"]
+            assert outlier_shares(scores)[g] == picture["adaptive_ratio"]
         kept = torch.tensor([picture["kept_patch_indices_in_output_order"]])
         rest = left_over(kept, SIDE * SIDE)
         free = sorted(set(range(SIDE * SIDE)) - set(kept[0].tolist()))

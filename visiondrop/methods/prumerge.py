@@ -13,16 +13,8 @@ from visiondrop.adapters.base import Geometry
 from visiondrop.merging import Reduction, gather
 from visiondrop.neighbours import add_neighbours, left_over, nearest
 from visiondrop.reducer import Positions, Reducer
-from visiondrop.scoring import attention_row, wide
+from visiondrop.scoring import attention_row, outlier_shares, wide
 from visiondrop.views import EncoderView
-
-
-def outlier_ratios(scores: Tensor) -> list[float]:
-    """Share of each row of `scores` [G, n] above Q3 + 1.5 (Q3 - Q1), linear percentiles."""
-    bounds = torch.tensor([0.25, 0.75], dtype=scores.dtype, device=scores.device)
-    low, high = scores.quantile(bounds, dim=1)
-    above = scores > (high + 1.5 * (high - low))[:, None]
-    return [count / scores.shape[1] for count in above.sum(1).tolist()]
 
 
 @dataclass
@@ -133,7 +125,7 @@ class PruMerge(Reducer):
         if self.tokens is not None:
             kept = self.choose_exactly(ranked, self.tokens - 1)
             return self.fold(view.patches, scores, key[:, 1:], kept)
-        ratios = outlier_ratios(scores) if self.ratio is None else [self.ratio] * len(scores)
+        ratios = outlier_shares(scores) if self.ratio is None else [self.ratio] * len(scores)
         each = [self.choose(row, ratio) for row, ratio in zip(ranked, ratios, strict=True)]
         if len({len(row) for row in each}) == 1:
             return self.fold(view.patches, scores, key[:, 1:], torch.stack(each))
