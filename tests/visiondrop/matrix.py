@@ -13,14 +13,23 @@ from tests.visiondrop.models import PATCHES
 from tests.visiondrop.tiny_clip import tiny_clip
 from visiondrop import Full, Random, Uniform, VisionDrop
 from visiondrop.methods.cdpruner import CDPruner
+from visiondrop.methods.dart import DART
 from visiondrop.methods.divprune import DivPrune
+from visiondrop.methods.fastervlm import FasterVLM
+from visiondrop.methods.fastv import FastV
+from visiondrop.methods.hired import HiRED
 from visiondrop.methods.holov import HoloV
 from visiondrop.methods.prumerge import PruMerge
 from visiondrop.methods.prumerge_plus import PruMergePlus
+from visiondrop.methods.pyramiddrop import PyramidDrop
 from visiondrop.methods.scope import Scope
+from visiondrop.methods.sparsevlm import SparseVLM
+from visiondrop.methods.sparsevlm_plus import SparseVLMPlus
 from visiondrop.methods.tome import ToMe
 from visiondrop.methods.trim import Trim
+from visiondrop.methods.visionzip import VisionZip
 from visiondrop.methods.vispruner import VisPruner
+from visiondrop.methods.vmtc_cmai import VmtcCmai
 from visiondrop.methods.yopo import Yopo
 from visiondrop.reducer import Reducer
 
@@ -80,6 +89,14 @@ SETTINGS: dict[str, Setting] = {
         Uniform(20) + VisionDrop(llm={3: (6, 2)}, positions="original"),
         whole=Uniform(PATCHES) + VisionDrop(llm={3: (PATCHES, 0)}, positions="original"),
     ),
+    "visionzip": Setting(VisionZip(9, 3)),
+    "visionzip-mean": Setting(VisionZip(7, 5, merge="mean", positions="original")),
+    "visionzip-no-merge": Setting(VisionZip(9, 0) + VisionDrop(llm={3: (4, 2)})),
+    "fastervlm": Setting(FasterVLM(9), whole=FasterVLM(PATCHES)),
+    "fastervlm-original": Setting(
+        FasterVLM(13, positions="original"), whole=FasterVLM(PATCHES, positions="original")
+    ),
+    "hired": Setting(HiRED(8), whole=HiRED(PATCHES)),
     "yopo": Setting(
         Yopo(window=3, inactive_heads={0: [0], 5: [0]}),
         whole=Yopo(window=None, neurons=1.0, layers=1.0),
@@ -125,6 +142,36 @@ SETTINGS: dict[str, Setting] = {
     "holov-windows": Setting(
         HoloV(11, crops=4, shape="windows", rank="score", positions="original"),
         whole=HoloV(PATCHES, crops=6, shape="windows", order="raster"),
+    ),
+    "fastv": Setting(FastV(2, tokens=9), whole=FastV(2, tokens=PATCHES), exempt=TEXT),
+    "fastv-renumbered": Setting(FastV(1, ratio=0.75, positions="renumbered"), exempt=TEXT),
+    "pyramiddrop": Setting(
+        PyramidDrop((2, 4, 6), (0.5, 0.25, 0.125)),
+        whole=PyramidDrop((2, 5), (1.0, 1.0)),
+        exempt=TEXT,
+    ),
+    "pyramiddrop-original": Setting(
+        PyramidDrop((1, 2), (0.7, 0.2), positions="original"), exempt=TEXT
+    ),
+    "sparsevlm": Setting(SparseVLM((1, 2, 4), (20, 12, 5)), exempt=TEXT),
+    "sparsevlm-options": Setting(
+        SparseVLM((0, 5), (9, 4), noise="random", positions="original"), exempt=TEXT
+    ),
+    "sparsevlm+": Setting(SparseVLMPlus((1, 2, 4), (20, 12, 5)), exempt=TEXT),
+    "sparsevlm+-options": Setting(
+        SparseVLMPlus((2,), (PATCHES,), heads=1, positions="renumbered"), exempt=TEXT
+    ),
+    "dart": Setting(DART(2, tokens=12), whole=DART(2, tokens=PATCHES), exempt=TEXT),
+    "dart-options": Setting(
+        DART(3, tokens=7, visual_pivots=2, text_pivots=3, order="norm", positions="renumbered"),
+        exempt=TEXT,
+    ),
+    "composed-text": Setting(Uniform(20, positions="original") + DART(3, tokens=9), exempt=TEXT),
+    "vmtc_cmai": Setting(VmtcCmai(12), exempt=TEXT),
+    "vmtc_cmai-twice": Setting(
+        VmtcCmai(15, clusters=6, inhibit=0.4, focus_layers=(0, 5), positions="original"),
+        whole=VmtcCmai(PATCHES, clusters=0, inhibit=0.0),
+        exempt=TEXT,
     ),
 }
 METHODS: dict[str, Reducer] = {name: setting.method for name, setting in SETTINGS.items()}

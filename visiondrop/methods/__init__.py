@@ -17,19 +17,30 @@ from torch import nn
 from visiondrop.adapters import Geometry, geometry_of
 from visiondrop.methods.cdpruner import CDPruner
 from visiondrop.methods.controls import Full, Random, Uniform
+from visiondrop.methods.dart import DART
 from visiondrop.methods.divprune import DivPrune
+from visiondrop.methods.dtd import DTD
 from visiondrop.methods.fastervlm import FasterVLM
+from visiondrop.methods.fastv import FastV
+from visiondrop.methods.framewise import FrameWise
 from visiondrop.methods.globalcom2 import GlobalCom2
 from visiondrop.methods.hired import HiRED
 from visiondrop.methods.holov import HoloV
+from visiondrop.methods.pool import Pool
 from visiondrop.methods.prumerge import PruMerge
 from visiondrop.methods.prumerge_plus import PruMergePlus
+from visiondrop.methods.pyramiddrop import PyramidDrop
+from visiondrop.methods.region import Region
 from visiondrop.methods.scope import Scope
+from visiondrop.methods.sparsevlm import SparseVLM
+from visiondrop.methods.sparsevlm_plus import SparseVLMPlus
 from visiondrop.methods.tome import ToMe
 from visiondrop.methods.trim import Trim
+from visiondrop.methods.vflowopt import VFlowOpt
 from visiondrop.methods.visiondrop import VisionDrop
 from visiondrop.methods.visionzip import VisionZip
 from visiondrop.methods.vispruner import VisPruner
+from visiondrop.methods.vmtc_cmai import VmtcCmai
 from visiondrop.methods.yopo import Yopo
 from visiondrop.reducer import Reducer
 
@@ -54,6 +65,17 @@ METHODS: dict[str, type[Reducer]] = {
         Trim,
         Scope,
         HoloV,
+        FastV,
+        SparseVLM,
+        SparseVLMPlus,
+        PyramidDrop,
+        DART,
+        VmtcCmai,
+        VFlowOpt,
+        Pool,
+        DTD,
+        FrameWise,
+        Region,
         Random,
         Uniform,
         Full,
