@@ -53,6 +53,7 @@ class Setting:
     exempt: Mapping[str, str] = field(default_factory=dict)
 
 
+FRAMES = {"single": "it compares the pictures of a prompt with one another"}
 TEXT = {"chat": "the question takes part in the choice, and a later turn is another question"}
 
 SETTINGS: dict[str, Setting] = {
@@ -173,6 +174,49 @@ SETTINGS: dict[str, Setting] = {
         whole=VmtcCmai(PATCHES, clusters=0, inhibit=0.0),
         exempt=TEXT,
     ),
+    "vflowopt": Setting(
+        VFlowOpt((0.5, 0.6, 0.5), (2, 5), t=1.2, alpha=0.5, grid=3.0),
+        whole=VFlowOpt((1.0, 1.0, 1.0), (2, 5), grid=3.0),
+    ),
+    "vflowopt-recycle-all": Setting(
+        VFlowOpt((0.6, 0.5, 0.4), (1, 3), alpha=-0.3, grid=3.5, recycle="all"),
+        whole=VFlowOpt((1.0, 1.0), (4,), recycle="all"),
+    ),
+    "vflowopt-renumbered": Setting(
+        VFlowOpt((0.3, 0.5), (4,), recycle="none", positions="renumbered")
+    ),
+    "pool": Setting(Pool(5, layer=2), whole=Pool(1, layer=2)),
+    "pool-before": Setting(
+        Pool(3, layer=0, positions="renumbered"), whole=Pool(1, layer=0, positions="renumbered")
+    ),
+    "pool-adaptive": Setting(Pool(2.5, layer=1), whole=Pool(1, layer=0, dims="2d")),
+    "pool-grid": Setting(Pool(1.6, layer=0, dims="2d"), whole=Pool(1, layer=1, dims="2d")),
+    "pool-grid-inside": Setting(Pool(2, layer=3, dims="2d", positions="renumbered")),
+    "dtd": Setting(
+        DTD(threshold=0.1),
+        whole=DTD(threshold=1.0),
+        exempt={**FRAMES, "ledger": "as many as changed; the plan is the most there can be"},
+    ),
+    "dtd-pixel": Setting(
+        DTD(by="pixel", threshold=0.3, positions="renumbered"),
+        exempt={**FRAMES, "ledger": "as many as changed; the plan is the most there can be"},
+    ),
+    "dtd-share": Setting(DTD(share=0.7), whole=DTD(share=0.0), exempt=FRAMES),
+    "framewise": Setting(FrameWise(9), whole=FrameWise(PATCHES), exempt=FRAMES),
+    "framewise-uniform": Setting(
+        FrameWise(7, select="uniform") + VisionDrop(llm={3: (4, 2)}, positions="original"),
+        exempt=FRAMES,
+    ),
+    "region": Setting(
+        Region([(0.2, 0.3, 0.7, 0.9)]),
+        whole=Region([]),
+        exempt={"ledger": "as many as the boxes leave; the plan is the most there can be"},
+    ),
+    "region-keep": Setting(
+        Region([(0.2, 0.3, 0.7, 0.9), (0, 0, 0.1, 0.1)], "keep", positions="renumbered"),
+        exempt={"ledger": "as many as the boxes hold; the plan is the most there can be"},
+    ),
+    "region-mask": Setting(Region([(0.2, 0.3, 0.7, 0.9)], "mask", fill="mean", radius=1)),
 }
 METHODS: dict[str, Reducer] = {name: setting.method for name, setting in SETTINGS.items()}
 WHOLE = {name: s.whole for name, s in SETTINGS.items() if s.whole is not None}
