@@ -3,20 +3,28 @@
 Some methods compare patches with the question in CLIP's common space. This trains, by CLIP's
 contrastive loss on captions of scenes, a text tower, both projections and the vision tower's last
 layer (which LLaVA never reads); everything up to the features that LLaVA reads stays frozen, so
-that it is the pocket model's own tower. Written as a stock ``CLIPModel``.
+that it is the pocket model's own tower. Frozen features are computed once, in files of 250 pictures
+that a later run finds again; captions are drawn anew at every step. Written as a stock
+``CLIPModel``, with how often the right caption of 32 and of 256 is found on scenes never trained
+on.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 from transformers import (
     AutoTokenizer,
     CLIPConfig,
@@ -34,7 +42,9 @@ from .pocket_forward import attend, vision_features
 from .pocket_model import _write_json
 
 CLIP_SEED = 3_000_000
+HELD_OUT_SEED = 3_000_001
 LENGTH = 77
+CHUNK = 250
 
 
 def phrase(t: Thing) -> str:
@@ -78,11 +88,9 @@ def make_clip(
     return clip
 
 
-def image_embeds(clip: CLIPModel, pixels: Tensor) -> Tensor:
-    """(b, 128) unit vectors. Only CLS leaves the last layer, so only its row is computed there."""
-    with torch.no_grad():
-        ids = torch.arange(576, device=pixels.device).expand(len(pixels), -1)
-        h = vision_features(clip.vision_model, pixels, ids)
+def image_embeds(clip: CLIPModel, h: Tensor) -> Tensor:
+    """(b, 128) unit vectors of the features (b, 577, width) that the last layer reads. Only CLS
+    leaves that layer, so only its row is computed."""
     layer = clip.vision_model.encoder.layers[-1]
     a = layer.self_attn
     y = layer.layer_norm1(h)
@@ -96,31 +104,82 @@ def image_embeds(clip: CLIPModel, pixels: Tensor) -> Tensor:
     )
 
 
-def batch(
-    step: int, size: int, tokenizer: PreTrainedTokenizerFast
-) -> tuple[Tensor, dict[str, Tensor]]:
-    pictures, texts = [], []
-    for j in range(size):
-        scene = make_scene(CLIP_SEED, step, j)
-        pictures.append(render(scene))
-        texts.append(caption(scene, np.random.default_rng([CLIP_SEED, step, j, 1])) + "</s>")
+def text_embeds(clip: CLIPModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    """(b, 128) unit vectors of captions."""
     coded = tokenizer(
-        texts, padding="max_length", padding_side="right", truncation=True, max_length=LENGTH,
-        return_tensors="pt",
+        [text + "</s>" for text in texts], padding=True, padding_side="right", truncation=True,
+        max_length=LENGTH, return_tensors="pt",
     )  # fmt: skip
-    coded["input_ids"][coded["input_ids"][:, -1] != tokenizer.pad_token_id, -1] = (
-        tokenizer.eos_token_id
-    )
-    return torch.from_numpy(np.stack(pictures)), dict(coded)
+    ids = coded["input_ids"]
+    ids[(ids[:, -1] != tokenizer.pad_token_id), -1] = tokenizer.eos_token_id
+    device = clip.logit_scale.device
+    mask = coded["attention_mask"].to(device)
+    pooled = clip.get_text_features(input_ids=ids.to(device), attention_mask=mask).pooler_output
+    return F.normalize(pooled.float(), dim=-1)
+
+
+@torch.no_grad()
+def features(clip: CLIPModel, count: int, seed: int, folder: Path, weights: str) -> Tensor:
+    """(count, 577, width) bf16: what the tower's last layer reads, of the scenes of a seed.
+
+    Computed in chunks, each kept as a file named after the weights."""
+    device = clip.logit_scale.device
+    parts = []
+    for first in tqdm(range(0, count, CHUNK), desc="frozen features", unit="chunk"):
+        path = folder / f"{weights}-{seed}-{first}.safetensors"
+        if not path.exists():
+            rows = []
+            for at in range(first, first + CHUNK, 25):
+                scenes = [make_scene(seed, j) for j in range(at, at + 25)]
+                pixels = torch.from_numpy(np.stack([render(scene) for scene in scenes]))
+                ids = torch.arange(576, device=device).expand(25, -1)
+                with torch.autocast(device.type, torch.bfloat16):
+                    h = vision_features(clip.vision_model, normalize(pixels.to(device)), ids)
+                rows.append(h.to("cpu", torch.bfloat16))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            save_file({"features": torch.cat(rows)}, part)
+            os.replace(part, path)
+        parts.append(load_file(path)["features"])
+    return torch.cat(parts)[:count]
+
+
+@torch.no_grad()
+def retrieval(
+    clip: CLIPModel, tokenizer: PreTrainedTokenizerFast, held: Tensor
+) -> dict[str, float]:
+    """How often a held-out picture finds its caption among 32 and among all of them."""
+    device = clip.logit_scale.device
+    texts = [
+        caption(make_scene(HELD_OUT_SEED, j), np.random.default_rng([HELD_OUT_SEED, j, 1]))
+        for j in range(len(held))
+    ]
+    with torch.autocast(device.type, torch.bfloat16):
+        image = torch.cat([image_embeds(clip, part.to(device)) for part in held.split(64)])
+        text = torch.cat(
+            [text_embeds(clip, tokenizer, texts[i : i + 64]) for i in range(0, len(texts), 64)]
+        )
+    scores = image @ text.T
+    right = torch.arange(len(scores), device=scores.device)
+    blocks = (scores[i : i + 32, i : i + 32] for i in range(0, len(scores), 32))
+    few = [block.argmax(1) == right[: len(block)] for block in blocks]
+    return {
+        "of_32": round(torch.cat(few).float().mean().item(), 3),
+        f"of_{len(scores)}": round((scores.argmax(1) == right).float().mean().item(), 3),
+    }
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--model", type=Path, default=Path("checkpoints/pocket-llava"))
     p.add_argument("--out", type=Path, default=Path("checkpoints/pocket-clip"))
-    p.add_argument("--steps", type=int, default=200)
+    p.add_argument("--steps", type=int, default=1500)
+    p.add_argument("--pictures", type=int, default=6000, help="scenes whose features are kept")
+    p.add_argument(
+        "--features", type=Path, default=Path("outputs/pocket-clip"), help="where they are kept"
+    )
     p.add_argument("--minutes", type=float, default=1e9, help="stop early after this long")
-    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--batch", type=int, default=128)
     p.add_argument("--lr", type=float, default=1e-3)
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -141,18 +200,22 @@ def main() -> None:
     clip.logit_scale.requires_grad_(True)
     tuned = [q for q in clip.parameters() if q.requires_grad]
     optimizer = torch.optim.AdamW(tuned, lr=args.lr, weight_decay=0.05)
+    weights = hashlib.sha256((args.model / "model.safetensors").read_bytes()).hexdigest()[:12]
+    cache = partial(features, clip, folder=args.features, weights=weights)
+    train, held = cache(args.pictures, CLIP_SEED), cache(256, HELD_OUT_SEED)
+    scenes = [make_scene(CLIP_SEED, j) for j in tqdm(range(args.pictures), desc="scenes")]
     log: list[dict[str, float]] = []
-    begin, step = time.time(), 0
-    sums = [0.0, 0.0]
-    while step < args.steps and time.time() - begin < 60 * args.minutes:
-        pictures, coded = batch(step, args.batch, tokenizer)
+    begin, sums = time.time(), [0.0, 0.0]
+    bar = tqdm(range(args.steps), desc="contrastive")
+    for step in bar:
+        rng = np.random.default_rng([CLIP_SEED, step, 2])
+        picked = rng.choice(args.pictures, args.batch, replace=False)
+        texts = [caption(scenes[int(j)], rng) for j in picked]
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1, (step + 1) / 30) * max(0.03, 1 - step / args.steps)
         with torch.autocast(device.type, torch.bfloat16):
-            image = image_embeds(clip, normalize(pictures.to(device)))
-            coded = {k: x.to(device) for k, x in coded.items()}
-            text = clip.get_text_features(**coded).pooler_output
-        text = F.normalize(text.float(), dim=-1)
+            image = image_embeds(clip, train[torch.from_numpy(picked)].to(device))
+            text = text_embeds(clip, tokenizer, texts)
         logits = clip.logit_scale.exp().clamp(max=100) * image @ text.T
         target = torch.arange(len(logits), device=device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -160,15 +223,15 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(tuned, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        step += 1
         sums[0] += loss.item()
         sums[1] += (logits.argmax(1) == target).float().mean().item()
-        if step % 20 == 0:
-            log.append(
-                {"step": step, "loss": round(sums[0] / 20, 4), "right": round(sums[1] / 20, 4)}
-            )
-            print(json.dumps(log[-1]), flush=True)
+        if (step + 1) % 50 == 0:
+            seen = {"loss": round(sums[0] / 50, 4), "right": round(sums[1] / 50, 4)}
+            log.append({"step": step + 1, **seen, **retrieval(clip, tokenizer, held)})
+            bar.write(json.dumps(log[-1]))
             sums = [0.0, 0.0]
+        if time.time() - begin > 60 * args.minutes:
+            break
     clip.cpu().to(torch.bfloat16).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     preprocessor = json.loads((args.model / "preprocessor_config.json").read_text())
@@ -177,7 +240,8 @@ def main() -> None:
     _write_json(
         args.out / "TRAINING.json",
         {
-            "steps": step,
+            "steps": step + 1,
+            "pictures": args.pictures,
             "batch": args.batch,
             "lr": args.lr,
             "seed": 0,
