@@ -66,14 +66,14 @@ def tile_images(picture: dict[str, Any]) -> list[int]:
 
 
 @functools.cache
-def tower() -> EncoderView:
+def tower(dtype: torch.dtype = torch.float32) -> EncoderView:
     """Every image once."""
-    return golden_runs.encoder_view(range(len(golden_runs.images())))
+    return golden_runs.encoder_view(range(len(golden_runs.images())), dtype)
 
 
-def tiles_of(picture: dict[str, Any]) -> EncoderView:
+def tiles_of(picture: dict[str, Any], dtype: torch.dtype = torch.float32) -> EncoderView:
     """The tiles of a picture as a group of T."""
-    numbers, whole = tile_images(picture), tower()
+    numbers, whole = tile_images(picture), tower(dtype)
     assert numbers == picture.get("tile_images", numbers)
     query, key = whole.following
     return EncoderView(
@@ -218,11 +218,13 @@ def test_fastervlm(hyper: dict[str, Any], picture: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "image", [pytest.param(i, id=f"golden-FasterVLM_next-{i}") for i in "0123"]
+    "stem", [pytest.param("FasterVLM_next", id="golden-FasterVLM_next-scores")]
 )
-def test_fastervlm_tile_scores(image: str) -> None:
-    expected = torch.tensor(golden_runs.data("FasterVLM_next")["tile_scores_by_image"][image])
-    torch.testing.assert_close(tower().cls_attention[int(image)], expected, atol=1e-7, rtol=1e-4)
+def test_fastervlm_tile_scores(stem: str) -> None:
+    scores = golden_runs.data(stem)["tile_scores_by_image"]
+    attention = tower().cls_attention
+    expected = torch.tensor([scores[str(image)] for image in range(len(attention))])
+    torch.testing.assert_close(attention, expected, atol=1e-7, rtol=1e-4)
 
 
 # ------------------------------------------------------------------ GlobalCom2
@@ -230,6 +232,17 @@ def test_fastervlm_tile_scores(image: str) -> None:
 
 def globalcom2(hyper: dict[str, Any]) -> GlobalCom2:
     return GlobalCom2(hyper["retention_ratio"], hyper["temperature"])
+
+
+def crop_patches(picture: dict[str, Any]) -> list[list[int]]:
+    """The file's kept cells of each crop's unpadded part as patches of the crop."""
+    grid, out = grid_of(picture), []
+    for crop, kept in enumerate(picture["crop_kept_indices_within_valid_area"]):
+        r0, r1, c0, c1 = grid.valid(crop)
+        cells = [r * side() + c for r in range(r0, r1) for c in range(c0, c1)]
+        assert len(cells) == picture["crop_n_valid"][crop]
+        out.append([cells[i] for i in kept])
+    return out
 
 
 @pytest.mark.parametrize("hyper, picture", cases("GlobalCom2"))
@@ -245,11 +258,7 @@ def test_globalcom2_selection(hyper: dict[str, Any], picture: dict[str, Any]) ->
     kept = method.select(scores, grid)
     assert kept[0].tolist() == picture["thumbnail_order_sent_to_llm"]
     assert kept[0].sort().values.tolist() == picture["thumbnail_kept_patch_indices"]
-    for crop, expected in enumerate(picture["crop_kept_indices_within_valid_area"]):
-        r0, r1, c0, c1 = grid.valid(crop)
-        assert (r1 - r0) * (c1 - c0) == picture["crop_n_valid"][crop]
-        cells = [r * side() + c for r in range(r0, r1) for c in range(c0, c1)]
-        assert kept[crop + 1].tolist() == [cells[i] for i in expected]
+    assert [k.tolist() for k in kept[1:]] == crop_patches(picture)
 
 
 @pytest.mark.parametrize("hyper, picture", cases("GlobalCom2"))
@@ -270,6 +279,31 @@ def test_globalcom2_rounds_crops_alone(hyper: dict[str, Any], picture: dict[str,
     first = len(kept[0])
     expected = torch.cat([plain[:first], plain[first:].half().float()])
     assert torch.equal(method.sequence(*given), expected) and not torch.equal(plain, expected)
+
+
+@pytest.mark.parametrize(
+    "stem", [pytest.param(s, id=f"golden-{s}-float64") for s in ("VisionZip_next", "GlobalCom2")]
+)
+def test_selection_in_float64(stem: str) -> None:
+    """No choice hangs on float32's rounding."""
+    for setting in golden_runs.data(stem)["settings"]:
+        hyper = setting["hyperparameters"]
+        for picture in setting["pictures"]:
+            view = tiles_of(picture, torch.float64)
+            if stem == "GlobalCom2":
+                scores = cls_logits(*view.following, view.scale)
+                kept = globalcom2(hyper).select(scores, grid_of(picture))
+                assert scores.dtype == torch.float64
+                assert kept[0].tolist() == picture["thumbnail_order_sent_to_llm"]
+                assert [k.tolist() for k in kept[1:]] == crop_patches(picture)
+                continue
+            out = VisionZip(hyper["dominant"], hyper["contextual"]).encoder_stage(view)
+            for tile, expected in enumerate(picture["tiles"]):
+                kept_patches = (out.source[tile, 1 : hyper["dominant"]] - 1).tolist()
+                assert kept_patches == expected["dominant_patch_indices"]
+                rest = torch.tensor(expected["merged_patch_indices"])
+                went = (out.target[tile, 1:][rest] - hyper["dominant"]).tolist()
+                assert went == expected["merged_assignment_to_contextual_slot"]
 
 
 def test_globalcom2_needs_crops() -> None:

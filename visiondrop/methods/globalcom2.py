@@ -75,14 +75,13 @@ class GlobalCom2(Reducer):
         least = 1 / geometry.num_patches
         if not least <= self.retention_ratio <= 1:
             raise ValueError(
-                f"{self.name}: retention_ratio={self.retention_ratio}; give {least:.4f} (one patch "
-                "of the thumbnail) to 1"
+                f"{self.name}: retention_ratio={self.retention_ratio}; give {least:.4f} to 1"
             )
         if self.temperature <= 0:
             raise ValueError(f"{self.name}: temperature={self.temperature}; give more than 0")
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
-        """The nominal share of all patches in every layer; the true one differs by picture."""
+        """The nominal share in every layer; the true one differs by picture."""
         return [int(num_patches * self.retention_ratio)] * num_layers
 
     def scales(self, thumbnail: Tensor, grid: TileGrid) -> Tensor:
