@@ -41,7 +41,7 @@ def label_of(result: Mapping[str, Any]) -> str:
     """The method's name in the table, with the layers where its first drop had to move forward."""
     label = str(result.get("label") or result["method"])
     if layers := result.get("layers"):
-        label += f", layer {', '.join(map(str, layers))}"
+        label += f", layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
     return label
 
 
@@ -82,10 +82,11 @@ def refused_rows(refused: Sequence[Refusal]) -> list[tuple[str, ...]]:
 
 
 def notes(refused: Sequence[Refusal]) -> list[str]:
-    """Why methods did not run, each reason once."""
+    """Why methods did not run, each reason once; what else works stands in the table itself."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for r in refused:
-        asked = reasons.setdefault((r.name, r.reason), [])
+        reason = r.reason.split("; methods that work")[0]
+        asked = reasons.setdefault((r.name, reason), [])
         asked += [] if r.tokens is None else [str(r.tokens)]
     return [
         f"not run: {name}{' at ' if asked else ''}{', '.join(asked)}: {reason}"
