@@ -31,7 +31,7 @@ from visiondrop.layout import pack
 from visiondrop.prompt import read_prompt, split_pictures
 from visiondrop.prompt_stage import reduce_prompts
 from visiondrop.reducer import Reducer
-from visiondrop.refusals import refuse_lost_logits
+from visiondrop.refusals import refuse_lost_logits, refuse_single_frames
 from visiondrop.run import Block, Run, Uncached, row_positions
 from visiondrop.stages import LayerInput, StageInput, run_stage
 from visiondrop.trace import Trace
@@ -137,6 +137,9 @@ class Mechanism:
         self.input_ids = kwargs.get("input_ids", args[0] if args else None)
         self.pending = None
         encoded = kwargs.get("mm_encoder_outputs") or {}
+        if self.input_ids is not None and (encoded or kwargs.get("pixel_values") is not None):
+            visual = self.input_ids == self.adapter.image_token_id(self.model.config)
+            refuse_single_frames(self.method, self.geometry, visual)
         if encoded.get("image") is not None:
             if self.input_ids is None:
                 raise ValueError("pictures with inputs_embeds: give input_ids, to know their place")

@@ -41,6 +41,7 @@ HIDDEN = {"composed", "oracle"}
 NEEDS = {
     "cls": "the attention of a CLS token in the vision tower",
     "crops": "pictures cut into several crops beside a thumbnail (any resolution)",
+    "frames": "several pictures in a prompt, as frames in order",
 }
 
 
@@ -122,10 +123,9 @@ class Reducer(ABC):
         """Raise `ValueError`, before any compute, on what cannot be done at these sizes."""
         for need in self.needs:
             if need in geometry.lacks:
-                others = [name for name, cls in _REGISTRY.items() if need not in cls.needs]
                 raise ValueError(
                     f"{self.name!r} needs {NEEDS[need]}, which this model has not; methods that "
-                    f"work here: {', '.join(sorted(set(others) - HIDDEN))}"
+                    f"work here: {', '.join(without(need))}"
                 )
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
@@ -258,6 +258,12 @@ class Reducer(ABC):
         finally:
             mechanism.detach()
             _ACTIVE.pop(model, None)
+
+
+def without(need: str) -> list[str]:
+    """Names of the methods that do not need it."""
+    names = {name for name, cls in _REGISTRY.items() if need not in cls.needs}
+    return sorted(names - HIDDEN)
 
 
 def _plain(value: Any) -> Any:

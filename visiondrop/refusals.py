@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from visiondrop.reducer import Reducer
+from torch import Tensor
 
-__all__ = ["refuse_lost_logits"]
+from visiondrop.adapters.base import Geometry
+from visiondrop.reducer import NEEDS, Reducer, without
+
+__all__ = ["refuse_lost_logits", "refuse_single_frames"]
 
 
 def refuse_lost_logits(method: Reducer, kwargs: dict[str, Any]) -> None:
@@ -29,3 +32,22 @@ def refuse_lost_logits(method: Reducer, kwargs: dict[str, Any]) -> None:
             "logits of all positions were asked for, but dropped tokens have none; pass "
             "logits_to_keep=n for the last n positions (1 for the next token)"
         )
+
+
+def refuse_single_frames(method: Reducer, geometry: Geometry, visual: Tensor) -> None:
+    """Refuse prompts with one picture where the method compares the frames of a prompt.
+
+    Args:
+        visual: [B, S], where the prompts hold placeholders of visual tokens.
+
+    Raises `ValueError` naming the methods that work there.
+    """
+    if "frames" not in method.needs:
+        return
+    rows = geometry.num_patches + int(geometry.cls_in_prompt)
+    for r, count in enumerate(visual.sum(-1).tolist()):
+        if 0 < count <= rows:
+            raise ValueError(
+                f"{method.name!r} needs {NEEDS['frames']}, and prompt {r} has one; methods that "
+                f"work here: {', '.join(without('frames'))}"
+            )

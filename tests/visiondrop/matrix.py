@@ -15,18 +15,23 @@ from visiondrop import Full, Random, Uniform, VisionDrop
 from visiondrop.methods.cdpruner import CDPruner
 from visiondrop.methods.dart import DART
 from visiondrop.methods.divprune import DivPrune
+from visiondrop.methods.dtd import DTD
 from visiondrop.methods.fastervlm import FasterVLM
 from visiondrop.methods.fastv import FastV
+from visiondrop.methods.framewise import FrameWise
 from visiondrop.methods.hired import HiRED
 from visiondrop.methods.holov import HoloV
+from visiondrop.methods.pool import Pool
 from visiondrop.methods.prumerge import PruMerge
 from visiondrop.methods.prumerge_plus import PruMergePlus
 from visiondrop.methods.pyramiddrop import PyramidDrop
+from visiondrop.methods.region import Region
 from visiondrop.methods.scope import Scope
 from visiondrop.methods.sparsevlm import SparseVLM
 from visiondrop.methods.sparsevlm_plus import SparseVLMPlus
 from visiondrop.methods.tome import ToMe
 from visiondrop.methods.trim import Trim
+from visiondrop.methods.vflowopt import VFlowOpt
 from visiondrop.methods.visionzip import VisionZip
 from visiondrop.methods.vispruner import VisPruner
 from visiondrop.methods.vmtc_cmai import VmtcCmai
@@ -53,6 +58,7 @@ class Setting:
     exempt: Mapping[str, str] = field(default_factory=dict)
 
 
+# Their identities are in test_frames.py.
 FRAMES = {"single": "it compares the pictures of a prompt with one another"}
 TEXT = {"chat": "the question takes part in the choice, and a later turn is another question"}
 
@@ -182,39 +188,17 @@ SETTINGS: dict[str, Setting] = {
         VFlowOpt((0.6, 0.5, 0.4), (1, 3), alpha=-0.3, grid=3.5, recycle="all"),
         whole=VFlowOpt((1.0, 1.0), (4,), recycle="all"),
     ),
-    "vflowopt-renumbered": Setting(
-        VFlowOpt((0.3, 0.5), (4,), recycle="none", positions="renumbered")
-    ),
     "pool": Setting(Pool(5, layer=2), whole=Pool(1, layer=2)),
-    "pool-before": Setting(
-        Pool(3, layer=0, positions="renumbered"), whole=Pool(1, layer=0, positions="renumbered")
-    ),
-    "pool-adaptive": Setting(Pool(2.5, layer=1), whole=Pool(1, layer=0, dims="2d")),
     "pool-grid": Setting(Pool(1.6, layer=0, dims="2d"), whole=Pool(1, layer=1, dims="2d")),
-    "pool-grid-inside": Setting(Pool(2, layer=3, dims="2d", positions="renumbered")),
     "dtd": Setting(
         DTD(threshold=0.1),
-        whole=DTD(threshold=1.0),
         exempt={**FRAMES, "ledger": "as many as changed; the plan is the most there can be"},
     ),
-    "dtd-pixel": Setting(
-        DTD(by="pixel", threshold=0.3, positions="renumbered"),
-        exempt={**FRAMES, "ledger": "as many as changed; the plan is the most there can be"},
-    ),
-    "dtd-share": Setting(DTD(share=0.7), whole=DTD(share=0.0), exempt=FRAMES),
-    "framewise": Setting(FrameWise(9), whole=FrameWise(PATCHES), exempt=FRAMES),
-    "framewise-uniform": Setting(
-        FrameWise(7, select="uniform") + VisionDrop(llm={3: (4, 2)}, positions="original"),
-        exempt=FRAMES,
-    ),
+    "framewise": Setting(FrameWise(9), exempt=FRAMES),
     "region": Setting(
         Region([(0.2, 0.3, 0.7, 0.9)]),
         whole=Region([]),
         exempt={"ledger": "as many as the boxes leave; the plan is the most there can be"},
-    ),
-    "region-keep": Setting(
-        Region([(0.2, 0.3, 0.7, 0.9), (0, 0, 0.1, 0.1)], "keep", positions="renumbered"),
-        exempt={"ledger": "as many as the boxes hold; the plan is the most there can be"},
     ),
     "region-mask": Setting(Region([(0.2, 0.3, 0.7, 0.9)], "mask", fill="mean", radius=1)),
 }

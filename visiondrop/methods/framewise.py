@@ -1,0 +1,58 @@
+"""The same number of tokens of every frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from visiondrop.frames import By, frame_similarity, keep_frames
+from visiondrop.merging import Reduction
+from visiondrop.methods.base import PictureBudget
+from visiondrop.patches import CLIP_STD
+from visiondrop.reducer import Positions
+from visiondrop.scoring import top_tokens
+from visiondrop.views import PromptView
+
+
+@dataclass
+class FrameWise(PictureBudget):
+    """The same number of tokens for every frame: the control beside `dtd`, whose frames differ.
+
+    "change" keeps of each frame the `tokens` that are least like the same place of the frame
+    before (the first frame, with none before it, keeps evenly spaced ones); "uniform" keeps evenly
+    spaced ones of every frame, floor((i + 1/2) n / tokens).
+
+    Args:
+        tokens: of every frame.
+        select: "change" or "uniform".
+        by: "feature" or "pixel", as in `dtd`.
+        image_std: as in `dtd`.
+        positions: "original" or "renumbered" from 0.
+    """
+
+    name = "framewise"
+    title = "Frame-wise"
+    paper = "arXiv 2504.17343"
+    where = "before the LLM, over the frames of a prompt"
+    signal = "change against the previous frame, one budget for all"
+    needs = ("frames",)
+    before = "prompt"
+
+    tokens: int = 64
+    select: Literal["change", "uniform"] = "change"
+    by: By = "feature"
+    image_std: Sequence[float] = CLIP_STD
+    positions: Positions = "original"
+
+    def prompt_stage(self, view: PromptView) -> list[Reduction | None]:
+        """As many of every frame."""
+        similarity = frame_similarity(view, self.by, self.image_std)
+        later, total = similarity.shape
+        step = torch.arange(self.tokens, device=similarity.device)
+        spaced = (2 * step + 1) * total // (2 * self.tokens)
+        if self.select == "uniform":
+            return keep_frames(view, [spaced] * (later + 1))
+        return keep_frames(view, [spaced, *top_tokens(-similarity, self.tokens)])
