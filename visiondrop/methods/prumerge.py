@@ -85,9 +85,12 @@ class PruMerge(Reducer):
                 f"{self.name}: tokens={self.tokens} asked for where a picture has {n} at most; "
                 f"give a whole number from 1 to {n}"
             )
-        if self.ratio is not None and not 0 <= self.ratio <= self.most_ratio:
+        if self.ratio is not None and not (
+            isinstance(self.ratio, (int, float)) and 0 <= self.ratio <= self.most_ratio
+        ):
             raise ValueError(
-                f"{self.name}: ratio={self.ratio} must lie between 0 and {self.most_ratio:.3g}"
+                f"{self.name}: ratio={self.ratio} must be a share between 0 and "
+                f"{self.most_ratio:.3g}"
             )
         if self.neighbours < 0:
             raise ValueError(f"{self.name}: neighbours={self.neighbours}; give 0 or more")
