@@ -44,7 +44,6 @@ class Composed(Reducer):
         self.inside_llm = self.inner is not idle
         self.before = self.outer.before  # type: ignore[misc]
         self.needs = tuple(dict.fromkeys(n for p in self.parts for n in p.needs))  # type: ignore[misc]
-        self.needs = tuple(dict.fromkeys(n for p in self.parts for n in p.needs))  # type: ignore[misc]
         self.reads_text = self.inner.reads_text  # type: ignore[misc]
         self.looks_back = self.inner.looks_back  # type: ignore[misc]
         self.uses_input = self.inner.uses_input  # type: ignore[misc]
