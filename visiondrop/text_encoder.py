@@ -31,7 +31,6 @@ class TextEncoder(nn.Module):
     def __init__(self, path: str):
         super().__init__()
         clip = CLIPModel.from_pretrained(path, dtype=torch.float32)
-        self.path = path
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.context: int = clip.config.text_config.max_position_embeddings
         self.text_model = clip.text_model
@@ -74,16 +73,9 @@ class TextEncoder(nn.Module):
         Each patch goes through the layer norm and the projection that CLIP has for CLS.
 
         Args:
-            features: [G, n, D], hidden states of the tower.
-
-        Raises `ValueError` where CLIP's vision half is of another width.
+            features: [G, n, D], hidden states of a tower as wide as CLIP's own.
         """
         norm, linear = self.post_layernorm, self.visual_projection
-        if features.shape[-1] != linear.in_features:
-            raise ValueError(
-                f"the model's vision tower has width {features.shape[-1]}, the CLIP checkpoint "
-                f"{self.path!r} {linear.in_features}: give the CLIP that the tower comes from"
-            )
         x = wide(features)
         weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
         x = nn.functional.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
@@ -122,15 +114,21 @@ def check_text_encoder(method: Reducer, clip: str, geometry: Geometry) -> None:
             f"CLIP of LLaVA-1.5); {others}"
         )
     try:
-        kind = AutoConfig.from_pretrained(clip).model_type
+        config = AutoConfig.from_pretrained(clip)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"{method.name!r}: no checkpoint can be read at clip={clip!r} ({reason}); give the "
             f'folder of a full CLIP checkpoint or a hub id such as "{EXAMPLE}"'
         ) from error
-    if kind != "clip":
+    if config.model_type != "clip":
         raise ValueError(
-            f"{method.name!r}: clip={clip!r} is a {kind!r} checkpoint without CLIP's text half; "
-            f'give a full one such as "{EXAMPLE}"'
+            f"{method.name!r}: clip={clip!r} is a {config.model_type!r} checkpoint without "
+            f'CLIP\'s text half; give a full one such as "{EXAMPLE}"'
+        )
+    width = config.vision_config.hidden_size
+    if geometry.tower_width not in (0, width):
+        raise ValueError(
+            f"{method.name!r}: the model's vision tower has width {geometry.tower_width}, the CLIP "
+            f"checkpoint {clip!r} {width}: give the CLIP that the tower comes from"
         )

@@ -36,6 +36,7 @@ class Geometry:
         crops: whether a picture is encoded as several crops beside a thumbnail.
         tower_layers: layers of the vision tower that are run, 0 where features are put together
             from several.
+        tower_width: size of its hidden states, 0 where unknown.
     """
 
     num_layers: int
@@ -45,6 +46,7 @@ class Geometry:
     cls_in_prompt: bool = False
     crops: bool = False
     tower_layers: int = 0
+    tower_width: int = 0
 
     @property
     def lacks(self) -> set[str]:

@@ -29,6 +29,7 @@ class LlavaAdapter(Adapter):
             tower_layers=(
                 layers_to_run(index, vision.num_hidden_layers) if isinstance(index, int) else 0
             ),
+            tower_width=vision.hidden_size,
         )
 
     def base(self, model: nn.Module) -> Any:
