@@ -34,6 +34,7 @@ from visiondrop.methods.trim import Trim
 from visiondrop.methods.vflowopt import VFlowOpt
 from visiondrop.methods.visionzip import VisionZip
 from visiondrop.methods.vispruner import VisPruner
+from visiondrop.methods.vista import Vista
 from visiondrop.methods.vmtc_cmai import VmtcCmai
 from visiondrop.methods.yopo import Yopo
 from visiondrop.reducer import Reducer
@@ -61,6 +62,7 @@ class Setting:
 # Their identities are in test_frames.py.
 FRAMES = {"single": "it compares the pictures of a prompt with one another"}
 TEXT = {"chat": "the question takes part in the choice, and a later turn is another question"}
+STEERED = {"chat": "the vectors are those of the first turn's prompt"}
 
 SETTINGS: dict[str, Setting] = {
     "full": Setting(Full(), whole=Full()),
@@ -201,6 +203,18 @@ SETTINGS: dict[str, Setting] = {
         exempt={"ledger": "as many as the boxes leave; the plan is the most there can be"},
     ),
     "region-mask": Setting(Region([(0.2, 0.3, 0.7, 0.9)], "mask", fill="mean", radius=1)),
+    "vista": Setting(Vista(strength=0.2), whole=Vista(strength=0.0, gamma=0.0), exempt=STEERED),
+    "vista-paper": Setting(
+        Vista(strength=0.2, inject="residual", adaptive=False, scope="decode", early_norm=True),
+        whole=Vista(strength=1e-7, gamma=1e-7),
+        exempt=STEERED,
+    ),
+    "vista-after-both": Setting(
+        Uniform(20, positions="original")
+        + VisionDrop(llm={3: (6, 2)}, positions="original")
+        + Vista(strength=0.2),
+        exempt=STEERED,
+    ),
 }
 METHODS: dict[str, Reducer] = {name: setting.method for name, setting in SETTINGS.items()}
 WHOLE = {name: s.whole for name, s in SETTINGS.items() if s.whole is not None}

@@ -40,6 +40,7 @@ from visiondrop.methods.vflowopt import VFlowOpt
 from visiondrop.methods.visiondrop import VisionDrop
 from visiondrop.methods.visionzip import VisionZip
 from visiondrop.methods.vispruner import VisPruner
+from visiondrop.methods.vista import Vista
 from visiondrop.methods.vmtc_cmai import VmtcCmai
 from visiondrop.methods.yopo import Yopo
 from visiondrop.reducer import Reducer
@@ -76,6 +77,7 @@ METHODS: dict[str, type[Reducer]] = {
         DTD,
         FrameWise,
         Region,
+        Vista,
         Random,
         Uniform,
         Full,
