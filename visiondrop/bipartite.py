@@ -76,12 +76,12 @@ def merge_pairs(
     target.scatter_(1, source, slots)
     target.scatter_(1, 2 * gone, target.gather(1, 2 * partner.gather(1, gone) + 1))
 
-    weighed = wide(features) * sizes[..., None]
-    total = weighed.new_zeros(*source.shape, features.shape[2])
-    total.scatter_add_(1, target[..., None].expand_as(features), weighed)
     out_size = torch.zeros_like(source, dtype=sizes.dtype).scatter_add_(1, target, sizes)
-    plain = gather(features, source)
-    joined = out_size != sizes.gather(1, source)
+    plain, own_size = gather(features, source), sizes.gather(1, source)
+    total = wide(plain) * own_size[..., None]
+    moved = wide(gather(features, 2 * gone)) * sizes.gather(1, 2 * gone)[..., None]
+    total.scatter_add_(1, target.gather(1, 2 * gone)[..., None].expand_as(moved), moved)
+    joined = out_size != own_size
     mean = (total / out_size[..., None]).to(features.dtype)
     # What nothing was merged into stays bit for bit.
     out = torch.where(joined[..., None], mean, plain)
