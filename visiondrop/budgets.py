@@ -134,17 +134,18 @@ def first_drop(
         official: the authors' layer at this depth.
         least: the least mean that can be reached with the first drop before a given layer.
         given: the layer that the user set; it is not moved.
+        earliest: the least layer, 0 for methods that name the layer whose output they prune.
         name: the method's, for the error.
 
-    Raises `ValueError` where layer 1 (or `given`) does not reach it.
+    Raises `ValueError` where the earliest layer (or `given`) does not reach it.
     """
-    for layer in range(official, 0, -1) if given is None else (given,):
+    for layer in range(official, earliest - 1, -1) if given is None else (given,):
         if least(layer) <= tokens:
             return layer
     raise ValueError(
         f"{name}: an average of {tokens} visual tokens is not reachable, least is "
-        f"{least(layer):.2f} with the first drop at layer {layer} (the layers before it see every "
-        "token); ask for that or more, or reduce before the LLM"
+        f"{math.ceil(least(layer) * 100) / 100:.2f} with the first drop at layer {layer}: until "
+        "then every token is there; ask for that or more, or reduce before the LLM"
     )
 
 
