@@ -16,6 +16,7 @@ from visiondrop.merging import Reduction
 from visiondrop.methods.prumerge import PruMerge
 from visiondrop.methods.prumerge_plus import PruMergePlus
 from visiondrop.methods.vispruner import VisPruner
+from visiondrop.scoring import outlier_shares
 from visiondrop.views import EncoderView
 
 HEADS, SIZE = 3, 4
@@ -189,6 +190,19 @@ def test_ledger_of_adaptive_counts_is_the_most(method: PruMerge) -> None:
         model(**batch([prompt(2, 3)] * 6), pixel_values=pixels(6), logits_to_keep=1)
     most = method.ledger(LAYERS, PATCHES)[0]
     assert max(s.tokens_per_layer[0] for s in trace.samples) <= most <= PATCHES + 1
+
+
+@pytest.mark.parametrize("n", range(2, 60))
+def test_no_more_outliers_than_the_ledger_says(n: int) -> None:
+    """However many scores stand out, no more count as outliers; for most n as many can."""
+    most, found = PruMerge().ledger(1, n)[0] - 1, []
+    for count in range(n + 1):
+        scores = torch.tensor([[0.0] * (n - count) + [1.0] * count], dtype=torch.float64)
+        scores += torch.linspace(0, 1e-3, n, dtype=torch.float64)
+        found.append(round(outlier_shares(scores)[0] * n))
+    assert max(found) <= most
+    if n % 4 in (0, 1) and n > 4:
+        assert max(found) == most
 
 
 @pytest.mark.parametrize(

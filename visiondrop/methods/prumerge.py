@@ -98,18 +98,13 @@ class PruMerge(Reducer):
     most_ratio: ClassVar[float] = 1
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
-        """The same count in every layer; for the share of outliers the most it can be.
+        """The same count in every layer; where it depends on the picture the most it can be."""
+        count = self.most_kept(num_patches) + 1 if self.tokens is None else self.tokens
+        return [count] * num_layers
 
-        No more than a quarter of the scores can lie above the third quartile.
-        """
-        if self.tokens is not None:
-            return [self.tokens] * num_layers
-        ratio = num_patches // 4 / num_patches if self.ratio is None else self.ratio
-        return [self.most_kept(ratio, num_patches) + 1] * num_layers
-
-    def most_kept(self, ratio: float, n: int) -> int:
-        """How many patches a share keeps at most."""
-        return int(n * ratio)
+    def most_kept(self, n: int) -> int:
+        """How many patches are kept at most: ceil((n - 1) / 4) can lie above a third quartile."""
+        return (n + 2) // 4 if self.ratio is None else int(n * self.ratio)
 
     def choose(self, ranked: Tensor, ratio: float) -> Tensor:
         """Patches to keep, in their order, of `ranked` [n], patches by falling score."""

@@ -60,11 +60,11 @@ class PruMergePlus(PruMerge):
         step = int(1 / ratio) if ratio else n
         return range(0, n - 1, step // 3) if self.adaptive else range(step // 2, n - 1, step)
 
-    def most_kept(self, ratio: float, n: int) -> int:
-        """All samples, none of them kept already; of all shares up to `ratio` if it is unknown."""
+    def most_kept(self, n: int) -> int:
+        """All samples, none of them kept already; with a sixth of outliers that is every patch."""
         if self.ratio is None:
             return n
-        most = int(n * ratio) + len(self.samples(ratio, n))
+        most = int(n * self.ratio) + len(self.samples(self.ratio, n))
         return most if not self.adaptive and self.duplicates else min(n, most)
 
     def choose(self, ranked: Tensor, ratio: float) -> Tensor:
