@@ -157,6 +157,8 @@ def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutc
                 first = width - rows[r].length + segment.start
                 place_pool.append(places[r, first : first + segment.length][source])
 
+    for own in records:  # groups may come in any order, pictures are told in theirs
+        own.sort(key=lambda record: record.picture)
     picks, new_rows = zip(
         *(repack(row, r * width + width - row.length, fresh, r) for r, row in enumerate(rows)),
         strict=True,
