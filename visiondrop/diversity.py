@@ -9,6 +9,7 @@ Shapes: G pictures, n tokens, k picks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -33,9 +34,14 @@ def _check(matrix: Tensor, k: int) -> None:
         raise ValueError(f"{k} tokens to pick from {n}; possible: 1 to {n}")
 
 
-def _row(matrix: Tensor, pick: Tensor) -> Tensor:
-    """Row `pick` [G] of each matrix [G, n, m], [G, m]."""
-    return matrix[torch.arange(len(pick), device=pick.device), pick]
+def _rows(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function that takes row `pick` [G] of each matrix [G, n, m], [G, m]."""
+    groups, n, _ = matrix.shape
+    flat = matrix.reshape(groups * n, -1)
+    if groups == 1:
+        return lambda pick: flat.index_select(0, pick)
+    first = torch.arange(0, groups * n, n, device=matrix.device)
+    return lambda pick: flat.index_select(0, pick + first)
 
 
 @torch.no_grad()
@@ -56,10 +62,11 @@ def max_min_order(distance: Tensor, k: int) -> Tensor:
     picks = [distance.amin(1).argmax(1)]
     # From here on the diagonal is what takes a picked token out of the running.
     diagonal.fill_(-torch.inf)
-    nearest = _row(distance, picks[0])
+    row = _rows(distance)
+    nearest = row(picks[0])
     for _ in range(k - 1):
         picks.append(nearest.argmax(1))
-        nearest = torch.minimum(nearest, _row(distance, picks[-1]))
+        torch.minimum(nearest, row(picks[-1]), out=nearest)
     return torch.stack(picks, 1)
 
 
@@ -68,7 +75,7 @@ def dpp_order(kernel: Tensor, k: int) -> Tensor:
     """Greedy MAP of a determinantal point process (Chen et al., arXiv 1709.05135): [G, k] picks.
 
     Each step takes the token that raises det(kernel[S, S]) most, by rows of an incomplete Cholesky
-    factor: e = (L_j - C_j C) / d_j, then d^2 -= e^2. O(t n) in step t. Beyond the kernel's rank,
+    factor: e = (L_j - C_j C) / d_j, then d^2 -= e^2. O(k n) a step. Beyond the kernel's rank,
     gains are rounding noise; such a pick changes no other gain, so that noise cannot grow.
 
     Args:
@@ -78,22 +85,20 @@ def dpp_order(kernel: Tensor, k: int) -> Tensor:
     _check(kernel, k)
     groups, n, _ = kernel.shape
     gain = kernel.diagonal(dim1=1, dim2=2).clone()
-    noise = gain * (4 * torch.finfo(kernel.dtype).eps)
-    factor = kernel.new_zeros(groups, k, n)
+    noise = gain.amax(1) * (4 * torch.finfo(kernel.dtype).eps)
+    factor = kernel.new_zeros(groups, n, k)
+    row, factor_row = _rows(kernel), _rows(factor)
     picks: list[Tensor] = []
     for step in range(k):
-        pick = gain.argmax(1)
+        best, pick = gain.max(1)
         picks.append(pick)
         if step == k - 1:
             break
-        done = factor[:, :step]
-        own = done.gather(2, pick[:, None, None].expand(-1, step, 1)).transpose(1, 2)
-        row = torch.baddbmm(_row(kernel, pick)[:, None], own, done, alpha=-1)[:, 0]
-        at = pick[:, None]
-        own_gain = gain.gather(1, at)
-        real = own_gain > noise.gather(1, at)
-        factor[:, step] = torch.where(real, row * own_gain.rsqrt(), 0)
-        gain = (gain - factor[:, step].square()).scatter(1, at, -torch.inf)
+        own = factor_row(pick)[..., None]
+        rest = torch.baddbmm(row(pick)[..., None], factor, own, alpha=-1)[..., 0]
+        rest *= torch.where(best > noise, best, torch.inf).rsqrt()[:, None]
+        factor[..., step] = rest
+        gain.addcmul_(rest, rest, value=-1).scatter_(1, pick[:, None], -torch.inf)
     return torch.stack(picks, 1)
 
 
@@ -122,7 +127,8 @@ def coverage_order(
     _check(similarity, k)
     groups, n, _ = similarity.shape
     covered = similarity.new_zeros(groups, n)
-    closed = similarity.new_zeros(groups, n)
+    closed = torch.zeros_like(covered)
+    row = _rows(similarity)
     lack = torch.empty_like(similarity)
     picks: list[Tensor] = []
     for step in range(k):
@@ -134,5 +140,5 @@ def coverage_order(
         picks.append(pick)
         if step < k - 1:
             closed.scatter_(1, pick[:, None], -torch.inf)
-            covered = torch.maximum(covered, _row(similarity, pick))
+            torch.maximum(covered, row(pick), out=covered)
     return torch.stack(picks, 1)

@@ -100,7 +100,8 @@ def check_text_encoder(method: Reducer, clip: str, geometry: Geometry) -> None:
 
     Raises `ValueError` that names the remedy and the methods that work without.
     """
-    names = {name for name, cls in _REGISTRY.items() if NEED not in cls.needs} - HIDDEN
+    lacking = geometry.lacks | {NEED}
+    names = {n for n, cls in _REGISTRY.items() if not lacking & set(cls.needs)} - HIDDEN
     others = f"methods that work without: {', '.join(sorted(names))}"
     if not geometry.has_cls:
         raise ValueError(
