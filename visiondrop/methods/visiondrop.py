@@ -146,7 +146,8 @@ class VisionDrop(Reducer):
             scores = torch.nn.functional.pad(scores, (first, 0))
         if view.has_cls:
             scores[:, 0] = torch.inf
-        return self._reduce(view.features, view.sizes, view.key, scores, dominant, contextual)
+        kept = self._choose(view, scores, dominant)
+        return self._reduce(view.features, view.sizes, view.key, kept, contextual)
 
     def llm_layers(self) -> tuple[int, ...]:
         """The layers with a stage."""
@@ -158,23 +159,22 @@ class VisionDrop(Reducer):
         if dominant + contextual > view.hidden.shape[1]:
             return None
         scores = column_mean(view.query, view.key, view.scale, correction=self.causal)
-        return self._reduce(view.hidden, view.sizes, view.visual_key, scores, dominant, contextual)
+        kept = self._choose(view, scores, dominant)
+        return self._reduce(view.hidden, view.sizes, view.visual_key, kept, contextual)
+
+    def _choose(self, view: EncoderView | DecoderView, scores: Tensor, dominant: int) -> Tensor:
+        """[G, dominant], the dominant tokens, rising, by their `scores` [G, n]."""
+        return top_tokens(scores, dominant)
 
     def _reduce(
-        self,
-        tokens: Tensor,
-        sizes: Tensor,
-        key: Tensor,
-        scores: Tensor,
-        dominant: int,
-        contextual: int,
+        self, tokens: Tensor, sizes: Tensor, key: Tensor, kept: Tensor, contextual: int
     ) -> Reduction:
-        """Keep the best `tokens` [G, n, D], merge the others by head-averaged keys [G, H, n, d]."""
+        """Keep `kept` of the tokens [G, n, D], merge others by head-averaged keys [G, H, n, d]."""
         return reduce_tokens(
             tokens,
             sizes,
             key.mean(1),
-            top_tokens(scores, dominant),
+            kept,
             contextual,
             rule=self.merge,
             placement=self.placement,
