@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -44,6 +45,7 @@ from .pocket_model import _write_json
 CLIP_SEED = 3_000_000
 HELD_OUT_SEED = 3_000_001
 LENGTH = 77
+END = "<|endoftext|>"
 CHUNK = 250
 
 
@@ -63,13 +65,34 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return "A scene with " + ", ".join(phrase(t) for t in some)
 
 
+def clip_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The pocket model's tokenizer as CLIP's: an end token after every text, and of the highest id.
+
+    Stock CLIP pools where the highest id stands when the end token has id 2, as here it had."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"eos_token": END})
+    backend = tokenizer.backend_tokenizer
+    ends = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (tokenizer.bos_token, END)]
+    backend.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A {END}", special_tokens=ends
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=tokenizer.bos_token,
+        eos_token=END,
+        pad_token=tokenizer.pad_token,
+        unk_token=tokenizer.unk_token,
+        model_max_length=LENGTH,
+    )
+
+
 def make_clip(
     llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
 ) -> CLIPModel:
     """A CLIPModel whose vision half is the pocket model's tower."""
     vision = llava.config.vision_config
     text = CLIPTextConfig(
-        vocab_size=llava.config.text_config.vocab_size,
+        vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=3,
@@ -106,15 +129,11 @@ def image_embeds(clip: CLIPModel, h: Tensor) -> Tensor:
 
 def text_embeds(clip: CLIPModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
     """(b, 128) unit vectors of captions."""
-    coded = tokenizer(
-        [text + "</s>" for text in texts], padding=True, padding_side="right", truncation=True,
-        max_length=LENGTH, return_tensors="pt",
-    )  # fmt: skip
-    ids = coded["input_ids"]
-    ids[(ids[:, -1] != tokenizer.pad_token_id), -1] = tokenizer.eos_token_id
+    coded = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     device = clip.logit_scale.device
     mask = coded["attention_mask"].to(device)
-    pooled = clip.get_text_features(input_ids=ids.to(device), attention_mask=mask).pooler_output
+    ids = coded["input_ids"].to(device)
+    pooled = clip.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
     return F.normalize(pooled.float(), dim=-1)
 
 
@@ -188,7 +207,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device = torch.device(args.device)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = clip_tokenizer(args.model)
     llava = LlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32)
     clip = make_clip(llava, tokenizer).to(device)
     clip.requires_grad_(False)
