@@ -11,6 +11,7 @@ from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
 from visiondrop.merging import Reduction, gather
+from visiondrop.methods.base import PictureBudget
 from visiondrop.neighbours import add_neighbours, left_over, nearest
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.scoring import attention_row, outlier_shares, wide
@@ -18,7 +19,7 @@ from visiondrop.views import EncoderView
 
 
 @dataclass
-class PruMerge(Reducer):
+class PruMerge(PictureBudget):
     """LLaVA-PruMerge (Shang et al., ICCV 2025, arXiv 2403.15388).
 
     Score a_j = softmax(q_CLS K^T / sqrt(D))_j over the patches, [G, n], in the tower layer that
@@ -29,14 +30,15 @@ class PruMerge(Reducer):
     not kept goes to the last token; that it may be a neighbour of kept ones too is not recorded.
 
     The defaults are the released code; it has no budget: `tokens` and `from_average` keep the
-    tokens - 1 best and the last token, which is its reduction_ratio made exact.
+    tokens - 1 best and the last token, which is its reduction_ratio made exact. Checked against the
+    released code: kept patches, neighbours, sums of features, logits and text.
 
     Args:
         ratio: share of the patches to keep instead of the share of outliers (`reduction_ratio`).
         tokens: visual tokens in all, instead of a share.
         neighbours: how many neighbours are folded into each kept token.
         candidates: neighbours may be "all" other patches, kept ones too (released), or "pruned"
-            ones only (the paper's words).
+            ones only (as the paper's abstract has it).
     """
 
     name = "prumerge"
@@ -46,44 +48,27 @@ class PruMerge(Reducer):
     signal = "CLS outliers, key merge"
     needs = ("cls",)
     before = "encoder"
-    before_llm = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "adaptive": {},
         "fixed-0.125": {"ratio": 0.125},
     }
 
     ratio: float | None = None
-    tokens: int | None = None
+    tokens: int | None = None  # type: ignore[assignment]
     neighbours: int = 32
     candidates: Literal["all", "pruned"] = "all"
     positions: Positions = "renumbered"
 
-    @classmethod
-    def from_average(
-        cls,
-        tokens: float,
-        *,
-        num_layers: int,
-        num_patches: int = 576,
-        has_cls: bool = True,
-        **options: Any,
-    ) -> PruMerge:
-        """tokens - 1 patches and the last token, in every decoder layer."""
-        return cls(tokens=tokens, **options)  # type: ignore[arg-type]
-
     def check(self, geometry: Geometry) -> None:
         """Refuse two budgets at once, and budgets that cannot be."""
-        super().check(geometry)
+        if self.tokens is None:
+            Reducer.check(self, geometry)
+        else:
+            super().check(geometry)
         if self.ratio is not None and self.tokens is not None:
             raise ValueError(
                 f"{self.name}: ratio={self.ratio} and tokens={self.tokens} were both given; give "
                 "one of them, or neither for the share of outliers"
-            )
-        n = geometry.num_patches
-        if self.tokens is not None and not (type(self.tokens) is int and 1 <= self.tokens <= n):
-            raise ValueError(
-                f"{self.name}: tokens={self.tokens} asked for where a picture has {n} at most; "
-                f"give a whole number from 1 to {n}"
             )
         if self.ratio is not None and not (
             isinstance(self.ratio, (int, float)) and 0 <= self.ratio <= self.most_ratio
