@@ -124,7 +124,16 @@ class Hooked(Extension):
         self.handles: list[Any] = []
 
     def attach(self, mechanism: Mechanism) -> None:
-        """Check the model, then set the hooks."""
+        """Check the model, then set the hooks.
+
+        Raises `ValueError` on a model that cannot carry them, or carries such hooks already.
+        """
+        others = [e for e in mechanism.extensions if e is not self]
+        if any(type(other) is type(self) for other in others):
+            raise ValueError(
+                f"two parts of {mechanism.method.name!r} both bring {type(self).__name__}; compose "
+                "each method that acts on the computation once"
+            )
         self.mechanism = mechanism
         self.decoder = mechanism.decoder
         self.attention: str = mechanism.decoder.config._attn_implementation

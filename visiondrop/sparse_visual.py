@@ -74,7 +74,7 @@ class SparseVisual(Hooked):
 
     def reset(self) -> None:
         """Forget the last layout."""
-        self.layout: tuple[Any, Columns, Tensor | None] | None = None
+        self.layout: tuple[Any, Columns, tuple[Tensor, Tensor] | None] | None = None
         self.entered: Tensor | None = None
 
     def check(self) -> None:
@@ -136,20 +136,20 @@ class SparseVisual(Hooked):
         return columns
 
     def seen(self, mask: Tensor | None, hidden: Tensor) -> Tensor:
-        """[B, 1, S, S] bool of the present block, made once."""
+        """[B, 1, S, S] bool: `mask` with the window among the visual tokens of each row."""
         width, device = hidden.shape[1], hidden.device
         columns = self.columns(width, device)
         assert self.layout is not None
-        seen = self.layout[2]
-        if seen is None:
+        pairs = self.layout[2]
+        if pairs is None:
             near = neighbourhood(columns, self.mechanism.geometry.grid, self.window)
-            base = seen_by(mask, width, width, device)
             if self.causal:
-                near = near & base[:, 0]
-            both = columns.visual[:, :, None] & columns.visual[:, None]
-            seen = torch.where(both[:, None], near[:, None], base)
-            self.layout = (*self.layout[:2], seen)
-        return seen.to(device)
+                near = near.tril()
+            pairs = (columns.visual[:, :, None] & columns.visual[:, None], near)
+            self.layout = (*self.layout[:2], pairs)
+        both, near = (t.to(device)[:, None] for t in pairs)
+        # The mask may be another in each layer: other methods hide pairs, too.
+        return torch.where(both, near, seen_by(mask, width, width, device))
 
     # ------------------------------------------------------------------ hooks
 

@@ -176,6 +176,7 @@ SETTINGS: dict[str, Setting] = {
         exempt=TEXT,
     ),
     "composed-text": Setting(Uniform(20, positions="original") + DART(3, tokens=9), exempt=TEXT),
+    "yopo-after-vmtc_cmai": Setting(VmtcCmai(15) + Yopo(window=3), exempt=TEXT),
     "vmtc_cmai": Setting(VmtcCmai(12), exempt=TEXT),
     "vmtc_cmai-twice": Setting(
         VmtcCmai(15, clusters=6, inhibit=0.4, focus_layers=(0, 5), positions="original"),

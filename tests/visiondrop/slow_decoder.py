@@ -86,7 +86,7 @@ def slow_decoder(
             for h in range(count):
                 g = h * kv // count
                 seen = [j for j in range(len(x)) if sees(l, h, i, j)]
-                logits = torch.stack([query[i][h] @ key[j][g] for j in seen]) / math.sqrt(size)
+                logits = torch.stack([key[j][g] for j in seen]) @ query[i][h] / math.sqrt(size)
                 weights = torch.exp(logits - logits.max())
                 weights = weights / weights.sum()
                 gains = torch.tensor([value_gain(l, h, j) for j in seen]).to(weights)

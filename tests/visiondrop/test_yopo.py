@@ -88,7 +88,8 @@ def loops(model: Any, method: Yopo, row: list[int], image: torch.Tensor) -> torc
 )
 def test_equals_loops(method: Yopo, kv_heads: int, attention: str) -> None:
     model = tiny(kv_heads=kv_heads, attention=attention)
-    for seed in range(5 if attention == "sdpa" else 1):
+    default = method == Yopo(window=3) and attention == "sdpa"
+    for seed in range(5 if default else 2):
         row, image = prompt(2 + seed % 2, 4, seed), pixels(1, seed)
         out = first_logits(model, method, row, image, max_new_tokens=1, min_new_tokens=1)
         torch.testing.assert_close(out.logits[0][0], loops(model, method, row, image[0]), **CLOSE)
