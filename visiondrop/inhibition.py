@@ -19,7 +19,6 @@ from visiondrop.masking import (
     hidden_of,
     refuse_maskless_attention,
     seen_by,
-    with_mask,
 )
 from visiondrop.scoring import expand_heads, wide
 
@@ -88,7 +87,12 @@ class Inhibition(Hooked):
         for index, layer in enumerate(self.decoder.layers):
             if self.layers and index >= self.layers[0]:
                 self.before(layer, functools.partial(self.inhibit, index))
-        self.after(self.decoder, lambda *_: self.reset())
+        self.after(self.decoder, self.forget)
+
+    def forget(self, *_: Any) -> None:
+        """After the decoder: nothing outlives a forward."""
+        self.memo = None
+        self.reset()
 
     def inhibit(self, index: int, layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Before a layer: hide what is inhibited."""
@@ -96,29 +100,36 @@ class Inhibition(Hooked):
         if run is None:
             return None
         states = hidden_of(args, kwargs)
-        queries, mask = states.shape[1], kwargs.get("attention_mask")
+        queries, mask, held = states.shape[1], kwargs.get("attention_mask"), 0
         if run.prefill:
-            seen = seen_by(mask, queries, queries, states.device)
-            blind = self.blind(index, layer, states, kwargs["position_embeddings"], seen)
+            blind = self.blind(index, layer, states, kwargs["position_embeddings"], mask)
         else:
             held = run.cache.layers[index].get_seq_length()
-            seen = seen_by(mask, queries, held + queries, states.device)
             own = [name for name in sorted(run.cache.state) if name.startswith(f"{self.name}/")]
-            blind = run.cache.state[[n for n in own if n <= self.key(index)][-1]][:, None]
-            blind = torch.nn.functional.pad(blind, (0, held + queries - blind.shape[-1]))
-        seen = seen & ~blind.to(seen.device)[:, None]
-        return args, with_mask(kwargs, seen, self.attention, states.dtype)
+            blind = run.cache.state[[n for n in own if n <= self.key(index)][-1]]
+
+        def left() -> Tensor:
+            seen = seen_by(mask, queries, held + queries, states.device)
+            pairs = blind if blind.dim() == 3 else blind[:, None]
+            pairs = torch.nn.functional.pad(pairs, (0, seen.shape[-1] - pairs.shape[-1]))
+            return seen & ~pairs.to(seen.device)[:, None]
+
+        return args, self.masked(kwargs, (run, mask, blind, held), left, states)
 
     def key(self, index: int) -> str:
         """Name of the state that holds from layer `index` on."""
         return f"{self.name}/{index:04d}"
 
-    def blind(self, index: int, layer: Any, states: Tensor, cos_sin: Any, seen: Tensor) -> Tensor:
+    def blind(
+        self, index: int, layer: Any, states: Tensor, cos_sin: Any, mask: Tensor | None
+    ) -> Tensor:
         """[B, S, S] bool of the present prefill: who does not see whom."""
         run = self.mechanism.run
         assert run is not None
         stale = self.hidden is None or self.hidden[0] is not run or self.hidden[1] is not run.rows
         if stale or index in self.layers:
+            width = states.shape[1]
+            seen = seen_by(mask, width, width, states.device)
             blind = self.choose(layer, states, cos_sin, seen)
             self.hidden = (run, run.rows, blind)
             if run.cache is not None:

@@ -9,6 +9,7 @@ own on one model object.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,7 @@ class Hooked(Extension):
 
     def __init__(self) -> None:
         self.handles: list[Any] = []
+        self.memo: tuple[tuple[Any, ...], Tensor] | None = None
 
     def attach(self, mechanism: Mechanism) -> None:
         """Check the model, then set the hooks.
@@ -144,10 +146,22 @@ class Hooked(Extension):
         """Remove the hooks and forget the model."""
         for handle in self.handles:
             handle.remove()
-        self.handles = []
+        self.handles, self.memo = [], None
         self.reset()
         for name in ("mechanism", "decoder"):
             self.__dict__.pop(name, None)
+
+    def masked(
+        self, kwargs: dict[str, Any], key: tuple[Any, ...], seen: Callable[[], Tensor], like: Tensor
+    ) -> dict[str, Any]:
+        """A layer's keyword arguments with the mask `seen()`, made once for as long as `key` (what
+        it is made from: the same objects, equal numbers) stays.
+        """
+        key = (*key, like.device)
+        if self.memo is None or not same(self.memo[0], key):
+            made = with_mask({}, seen(), self.attention, like.dtype)
+            self.memo = (key, made["attention_mask"])
+        return dict(kwargs, attention_mask=self.memo[1])
 
     def check(self) -> None:
         """Raise `ValueError` on a model that cannot carry it."""
@@ -166,6 +180,14 @@ class Hooked(Extension):
     def after(self, module: Any, hook: Any) -> None:
         """`hook(module, args, output)` after the module's forward."""
         self.handles.append(module.register_forward_hook(hook))
+
+
+def same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
+    """Whether all are the same objects, or equal numbers and devices."""
+    return len(first) == len(second) and all(
+        a is b or (isinstance(a, (int, torch.device)) and a == b)
+        for a, b in zip(first, second, strict=True)
+    )
 
 
 def hidden_of(args: Any, kwargs: dict[str, Any]) -> Tensor:

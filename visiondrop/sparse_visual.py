@@ -30,7 +30,6 @@ from visiondrop.masking import (
     neighbourhood,
     refuse_maskless_attention,
     seen_by,
-    with_mask,
 )
 from visiondrop.scoring import expand_heads, wide
 
@@ -155,6 +154,7 @@ class SparseVisual(Hooked):
 
     def forget(self, *_: Any) -> None:
         """After the decoder: nothing outlives a forward."""
+        self.memo = None
         self.reset()
 
     def hide_far(self, _module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -162,8 +162,9 @@ class SparseVisual(Hooked):
         if self.prefill() is None:
             return None
         hidden = hidden_of(args, kwargs)
-        seen = self.seen(kwargs.get("attention_mask"), hidden)
-        return args, with_mask(kwargs, seen, self.attention, hidden.dtype)
+        mask, run = kwargs.get("attention_mask"), self.mechanism.run
+        assert run is not None
+        return args, self.masked(kwargs, (run.rows, mask), lambda: self.seen(mask, hidden), hidden)
 
     def no_values(self, heads: list[int] | None, _module: Any, _args: Any, out: Tensor) -> Any:
         """After v_proj: [B, S, H_kv d], zero in these heads (None: all) of visual tokens."""
