@@ -36,7 +36,7 @@ class DivPrune(PictureBudget):
     signal = "max-min cosine diversity"
     before = "projected"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "0.098": {"tokens": 56},
+        "ratio0.098": {"tokens": 56},
         **{str(n): {"tokens": n} for n in (192, 128, 64)},
     }
 
