@@ -8,7 +8,16 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from visiondrop.adapters import geometry_of
 
@@ -22,9 +31,12 @@ GEOMETRIES = {
 
 
 def random_model(
-    geometry: str, dtype: torch.dtype, device: str
+    geometry: str, dtype: torch.dtype, device: str, image_size: int = 336
 ) -> tuple[LlavaForConditionalGeneration, str]:
-    """A LLaVA of a geometry with random weights, and its description."""
+    """A LLaVA of a geometry with random weights, and its description.
+
+    `image_size` in pixels, 14 to a patch: 336 gives 24 x 24 patches.
+    """
     vision_layers, vision_width, layers, width, mlp_width, heads, vocabulary = GEOMETRIES[geometry]
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -32,7 +44,7 @@ def random_model(
             hidden_size=vision_width,
             intermediate_size=4 * vision_width,
             num_attention_heads=max(1, vision_width // 64),
-            image_size=336,
+            image_size=image_size,
             patch_size=14,
         ),
         text_config=LlamaConfig(
@@ -41,6 +53,7 @@ def random_model(
             intermediate_size=mlp_width,
             num_attention_heads=heads,
             vocab_size=vocabulary,
+            max_position_embeddings=4096,
         ),
         image_token_index=vocabulary - 1,
     )
@@ -53,6 +66,46 @@ def random_model(
     finally:
         torch.set_default_dtype(default)
     return model.eval(), f"random weights, geometry {geometry}"
+
+
+def random_clip(geometry: str, folder: Path) -> Path:
+    """A full CLIP with random weights whose vision half fits a geometry, for methods that compare
+    patches with the question; its text half is as deep and wide as CLIP ViT-B's (12 x 512). Only
+    the parts that are read are of the right size: the vision half has one layer.
+    """
+    bos, eos = "<|startoftext|>", "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE(unk_token=eos))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(special_tokens=[bos, eos], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([QUESTION], trainer)
+    ids = {token: tokenizer.token_to_id(token) for token in (bos, eos)}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A {eos}", special_tokens=list(ids.items())
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=eos
+    )
+    vision_width = GEOMETRIES[geometry][1]
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=dict(
+            vocab_size=len(fast), hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
+            num_attention_heads=8, bos_token_id=ids[bos], eos_token_id=ids[eos],
+            pad_token_id=ids[eos],
+        ),
+        vision_config=dict(
+            hidden_size=vision_width, intermediate_size=vision_width, num_hidden_layers=1,
+            num_attention_heads=max(1, vision_width // 64), image_size=28, patch_size=14,
+        ),
+        projection_dim=512,
+    )  # fmt: skip
+    CLIPModel(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+QUESTION = "What is the brand of this camera?"
 
 
 def prompt(model: Any, text_tokens: int) -> dict[str, torch.Tensor]:

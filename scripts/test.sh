@@ -31,6 +31,9 @@ step "ruff check" $bin/ruff check .
 step "ruff format" $bin/ruff format --check .
 step "mypy" $bin/python -m mypy
 step "pytest" $bin/python -m pytest -q -n "${WORKERS:-2}" --durations=10 ${pytest_args[@]+"${pytest_args[@]}"}
+case "${pytest_args[*]-}" in
+  "" | --all-cells) step "notebooks" $bin/python -m pytest -q --nbmake notebooks ;;
+esac
 
 if [ ${#failed[@]} -gt 0 ]; then
   printf '\nFAILED: %s\n' "${failed[*]}"
