@@ -181,9 +181,13 @@ def parse_json_flag(name: str, text: str) -> Any:
 
 
 def parse_method_args(pairs: list[str] | None) -> dict[str, str]:
-    """``["merge=mean", ...]`` as a dict; the values stay strings, checked against the method."""
+    """``["merge=mean", ...]`` as a dict; the values stay strings, checked against the method.
+
+    ``@FILE`` stands for all fields of the method in a json file: one that a search found, or a
+    result's.
+    """
     out: dict[str, str] = {}
-    for pair in pairs or []:
+    for pair in [one for given in pairs or [] for one in _expand_file(given)]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise EvalError(f"method argument {pair!r} is not of the form name=value")
@@ -191,3 +195,19 @@ def parse_method_args(pairs: list[str] | None) -> dict[str, str]:
             raise EvalError(f"method argument {name!r} is given twice")
         out[name] = value
     return out
+
+
+def _expand_file(pair: str) -> list[str]:
+    """``@FILE`` as ``name=value`` for each field of the method in it; anything else as it is."""
+    if not pair.startswith("@"):
+        return [pair]
+    try:
+        with open(pair[1:], encoding="utf-8") as stream:
+            method = json.load(stream)["method"]
+        fields = {name: value for name, value in method.items() if name != "name"}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise EvalError(
+            f"method argument {pair!r}: no method can be read from that file ({error}); it must be "
+            'json like {"method": {"name": ..., field: value, ...}}'
+        ) from None
+    return [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in fields.items()]

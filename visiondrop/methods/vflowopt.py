@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.budgets import check_average, check_layers, refuse_options, scaled_layers, stepwise
+from visiondrop.budgets import check_average, check_layers, scaled_layers, stepwise
 from visiondrop.calibration import calibrated_attention
 from visiondrop.merging import Reduction
 from visiondrop.patches import CLIP_MEAN, CLIP_STD, cells, grey_entropy
@@ -105,10 +105,17 @@ class VFlowOpt(Reducer):
 
         Their shape, t and grid are those of the released setting that keeps the nearest share of
         tokens: how much more than the mean enters, and the first ratio inside the LLM; the last
-        ratio follows.
+        ratio follows. Ratios that are given (from a search) must have the mean.
         """
-        refuse_options(options, ("ratios",), cls.name)
         check_average(tokens, num_patches)
+        if "ratios" in options:
+            method = cls(**options)
+            if abs(method.mean_tokens(num_layers, num_patches) - tokens) > 0.5:
+                raise ValueError(
+                    f"vflowopt: an average of {tokens} and ratios that have another, "
+                    f"{method.mean_tokens(num_layers, num_patches):.2f}, were given; give one"
+                )
+            return method
         share = min(RELEASED, key=lambda kept: abs(kept - tokens / num_patches))
         setting, side = RELEASED[share], round(num_patches**0.5)
         layers = tuple(options.pop("layers", scaled_layers((10, 20), num_layers)))
