@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.visiondrop.models import IMAGE, PATCHES, generate, pixels, prompt, tiny
+from visiondrop.decoder_views import DecoderView, RowAttention, RowView
 from visiondrop.density_peaks import dpc_knn, golden_ratio_noise, merge_clusters, recycle
+from visiondrop.merging import Reduction
 from visiondrop.methods.dart import DART
 from visiondrop.methods.fastv import FastV
 from visiondrop.methods.pyramiddrop import PyramidDrop
@@ -235,7 +237,7 @@ def slow_choice(method: Any, model: Any, row: list[int], image: torch.Tensor) ->
         maps = out.attentions[method.layers[0]][0]
         return best(maps[:, -1, start:end].mean(0), int(PATCHES * method.ratios[0]))
     embeds = out.hidden_states[0][0]
-    if isinstance(method, SparseVLM):
+    if isinstance(method, SparseVLM | SparseVLMPlus):
         dots = (embeds[start:end] @ embeds[end:].T).softmax(-1).mean(0)
         raters = [i + end for i, share in enumerate(dots) if share > dots.mean()]
         maps = out.attentions[method.layers[0]][0][:, raters, start:end]
@@ -309,3 +311,40 @@ def test_random_noise_depends_on_the_sample_alone() -> None:
     assert both is not None and both.shape == (2, 9) and not torch.equal(both[0], both[1])
     alone = method.tie_break(view, 9)
     assert alone is not None and torch.equal(alone[0], both[1])
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_nothing_is_read_back_from_the_device(name: str) -> None:
+    """A stage on tensors without data: whatever waited for a value would raise."""
+    groups, n, width, heads, start, after = 2, 60, 16, 4, 5, 7
+    total = start + n + after
+    meta = lambda *shape: torch.empty(*shape, device="meta")  # noqa: E731
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        meta(3).argmax().item()
+
+    def project(hidden: Any, _cos: Any, _sin: Any, what: str) -> torch.Tensor:
+        kept = hidden[..., : 8 if what == "key" else 16]
+        return kept.view(*hidden.shape[:2], -1, 4).transpose(1, 2)
+
+    row = meta(groups, total, width)
+    angles = meta(groups, total, width // heads)
+    attention = RowAttention(row, angles, angles, project, 0.5)
+    places = torch.arange(start + n, total, device="meta")
+    inputs = (meta(groups, n, width), meta(groups, after, width))
+    norm = torch.nn.LayerNorm(width, device="meta")
+    method = CHOICES[name]
+    view = DecoderView(
+        method.llm_layers()[0],
+        row[:, start : start + n],
+        meta(groups, n).long(),
+        lambda: (row, row),
+        0.5,
+        lambda: ["a", "b"],
+        meta(groups, n).long(),
+        (6, 10),
+        n,
+        row=RowView(start, row, places, attention, attention, inputs, norm),
+    )
+    out = method.llm_stage(view)
+    assert isinstance(out, Reduction) and out.features.shape == (*out.source.shape, width)
+    assert out.source.shape[1] == method.ledger(8, n)[view.layer]

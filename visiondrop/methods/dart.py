@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.budgets import (
-    check_layers,
-    refuse_options,
-    scaled_layers,
-    single_drop,
-    stepwise,
-)
 from visiondrop.merging import Reduction, gather, keep_only
+from visiondrop.methods.drops import OneDrop
 from visiondrop.pivots import least_similar, set_order
-from visiondrop.reducer import Positions, Reducer
+from visiondrop.reducer import Positions
 from visiondrop.scoring import wide
 from visiondrop.views import DecoderView
 
 
 @dataclass
-class DART(Reducer):
+class DART(OneDrop):
     """DART, duplication-aware reduction of tokens (Wen et al., EMNLP 2025, arXiv 2502.11494).
 
     Before layer K: pivots are the visual and the text tokens (after the picture) whose keys in
@@ -54,9 +48,8 @@ class DART(Reducer):
     paper = "arXiv 2502.11494"
     where = "LLM layer 2"
     signal = "duplication against pivots"
-    inside_llm = True
-    reads_text = True
-    looks_back = True
+    reads_text = looks_back = True
+    counted_by = ("reduction_ratio", "tokens")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "0.778": {"reduction_ratio": 0.778},
         "192": {"reduction_ratio": 0.66666},
@@ -73,27 +66,9 @@ class DART(Reducer):
     positions: Positions = "original"
 
     @classmethod
-    def from_average(
-        cls,
-        tokens: float,
-        *,
-        num_layers: int,
-        num_patches: int = 576,
-        has_cls: bool = True,
-        **options: Any,
-    ) -> DART:
-        """K = 2 of 32 layers, or less where the mean needs it (see `budgets.single_drop`)."""
-        refuse_options(options, ("reduction_ratio", "tokens"), cls.name)
-        layer, kept = single_drop(
-            tokens,
-            scaled_layers((2,), num_layers)[0],
-            num_layers,
-            num_patches,
-            given=options.pop("layer", None),
-            least=min(options.get("visual_pivots", 4), num_patches),
-            name=cls.name,
-        )
-        return cls(layer=layer, tokens=kept, **options)
+    def least(cls, options: Mapping[str, Any]) -> int:
+        """The visual pivots."""
+        return options.get("visual_pivots", cls.visual_pivots)
 
     @classmethod
     def from_nominal(
@@ -104,15 +79,14 @@ class DART(Reducer):
         num_patches: int = 576,
         has_cls: bool = True,
         **options: Any,
-    ) -> DART:
+    ) -> Self:
         """As the authors' tables count: tokens // pivots for each pivot, visual pivots not counted
         (64 keeps 68 after layer K).
         """
-        refuse_options(options, ("reduction_ratio", "tokens"), cls.name)
-        options.setdefault("layer", scaled_layers((2,), num_layers)[0])
-        visual = options.get("visual_pivots", 4)
-        pivots = visual + options.get("text_pivots", 4)
-        return cls(tokens=visual + pivots * (round(tokens) // pivots), **options)
+        visual = options.get("visual_pivots", cls.visual_pivots)
+        pivots = visual + options.get("text_pivots", cls.text_pivots)
+        kept = visual + pivots * (round(tokens) // pivots)
+        return super().from_nominal(kept, num_layers=num_layers, **options)
 
     def kept(self, total: int) -> int:
         """How many of a picture's `total` tokens stay, pivots included."""
@@ -123,27 +97,12 @@ class DART(Reducer):
 
     def check(self, geometry: Geometry) -> None:
         """Refuse an impossible layer, count or number of pivots."""
-        super().check(geometry)
-        check_layers((self.layer,), geometry.num_layers, "DART's drop")
         if self.visual_pivots < 1 or self.text_pivots < 0:
             raise ValueError(
                 f"dart: {self.visual_pivots} visual and {self.text_pivots} text pivots given; at "
                 "least 1 and 0 needed"
             )
-        kept, least = self.kept(geometry.num_patches), self.visual_pivots
-        if not least <= kept <= geometry.num_patches:
-            raise ValueError(
-                f"dart would keep {kept} tokens; {least} (the visual pivots) to "
-                f"{geometry.num_patches} can stay"
-            )
-
-    def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
-        """Everything in layers 0..K-1, then what stays."""
-        return stepwise((self.layer,), (self.kept(num_patches),), num_layers, num_patches)
-
-    def llm_layers(self) -> tuple[int, ...]:
-        """Before layer K."""
-        return (self.layer,)
+        super().check(geometry)
 
     def llm_stage(self, view: DecoderView) -> Reduction | None:
         """Choose pivots, let them choose, keep."""

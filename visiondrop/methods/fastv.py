@@ -6,22 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from visiondrop.adapters.base import Geometry
-from visiondrop.budgets import (
-    check_layers,
-    refuse_options,
-    scaled_layers,
-    single_drop,
-    stepwise,
-)
 from visiondrop.merging import Reduction, keep_only
-from visiondrop.reducer import Positions, Reducer
+from visiondrop.methods.drops import OneDrop
+from visiondrop.reducer import Positions
 from visiondrop.scoring import top_tokens
 from visiondrop.views import DecoderView
 
 
 @dataclass
-class FastV(Reducer):
+class FastV(OneDrop):
     """FastV (Chen et al., ECCV 2024, arXiv 2403.06764).
 
     Layers 0..K-1 see everything. Score of a visual token: attention of layer K - 1 from the
@@ -42,9 +35,8 @@ class FastV(Reducer):
     paper = "arXiv 2403.06764"
     where = "LLM layer K"
     signal = "last token's attention"
-    inside_llm = True
-    reads_text = True
-    looks_back = True
+    reads_text = looks_back = True
+    counted_by = ("ratio", "tokens")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "K2_R50": {"layer": 2, "ratio": 0.5},
         "K2_R75": {"layer": 2, "ratio": 0.75},
@@ -59,67 +51,12 @@ class FastV(Reducer):
     tokens: int | None = None
     positions: Positions = "original"
 
-    @classmethod
-    def from_average(
-        cls,
-        tokens: float,
-        *,
-        num_layers: int,
-        num_patches: int = 576,
-        has_cls: bool = True,
-        **options: Any,
-    ) -> FastV:
-        """K = 2 of 32 layers, or less where the mean needs it (see `budgets.single_drop`)."""
-        refuse_options(options, ("ratio", "tokens"), cls.name)
-        layer, kept = single_drop(
-            tokens,
-            scaled_layers((2,), num_layers)[0],
-            num_layers,
-            num_patches,
-            given=options.pop("layer", None),
-            name=cls.name,
-        )
-        return cls(layer=layer, tokens=kept, **options)
-
-    @classmethod
-    def from_nominal(
-        cls,
-        tokens: float,
-        *,
-        num_layers: int,
-        num_patches: int = 576,
-        has_cls: bool = True,
-        **options: Any,
-    ) -> FastV:
-        """As papers count: `tokens` stay after layer K, the full layers before it left out."""
-        refuse_options(options, ("ratio", "tokens"), cls.name)
-        options.setdefault("layer", scaled_layers((2,), num_layers)[0])
-        return cls(tokens=round(tokens), **options)
-
     def kept(self, total: int) -> int:
         """How many of a picture's `total` tokens stay."""
         return round(total * (1 - self.ratio)) if self.tokens is None else self.tokens
 
-    def check(self, geometry: Geometry) -> None:
-        """Refuse an impossible layer or count."""
-        super().check(geometry)
-        check_layers((self.layer,), geometry.num_layers, "FastV's drop")
-        if not 1 <= self.kept(geometry.num_patches) <= geometry.num_patches:
-            raise ValueError(
-                f"fastv would keep {self.kept(geometry.num_patches)} tokens; a picture has "
-                f"{geometry.num_patches}: keep 1 to that many (tokens=, or ratio=)"
-            )
-
-    def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
-        """Everything in layers 0..K-1, then what stays."""
-        return stepwise((self.layer,), (self.kept(num_patches),), num_layers, num_patches)
-
-    def llm_layers(self) -> tuple[int, ...]:
-        """Before layer K."""
-        return (self.layer,)
-
     def llm_stage(self, view: DecoderView) -> Reduction | None:
-        """Keep what the last token looks at."""
+        """Keep what the last token looks at; skipped where no more are left."""
         kept = self.kept(view.full)
         if kept >= view.hidden.shape[1]:
             return None

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from visiondrop.adapters.base import Geometry
-from visiondrop.budgets import (
-    between,
-    check_average,
-    check_counts,
-    check_layers,
-    listed_drops,
-    refuse_options,
-    scaled_layers,
-)
 from visiondrop.density_peaks import golden_ratio_noise, recycle, seeded_noise
 from visiondrop.merging import Reduction
-from visiondrop.reducer import Positions, Reducer
+from visiondrop.methods.drops import ListedDrops
+from visiondrop.reducer import Positions
 from visiondrop.text_rating import rated_by_text, text_raters
 from visiondrop.views import DecoderView
 
 LAYERS = (2, 6, 15)
 """`pruning_loc` for 32 decoder layers."""
-PATCHES = 576
-"""The released lists are for pictures of so many tokens."""
 
 
 @dataclass
-class SparseVLM(Reducer):
+class SparseVLM(ListedDrops):
     """SparseVLM (Zhang et al., ICML 2025, arXiv 2410.04417), version 1 of the released code.
 
     Text raters: the text tokens after the picture that softmax_text(V T^T), averaged over the
@@ -57,7 +46,8 @@ class SparseVLM(Reducer):
     paper = "arXiv 2410.04417"
     where = "LLM layers 2, 6, 15"
     signal = "text raters, recycling"
-    inside_llm = reads_text = looks_back = uses_input = True
+    reads_text = looks_back = uses_input = True
+    official = LAYERS
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "192": {"layers": LAYERS, "tokens": (300, 200, 110)},
         "128": {"layers": LAYERS, "tokens": (303, 110, 36)},
@@ -70,95 +60,23 @@ class SparseVLM(Reducer):
     noise: Literal["golden-ratio", "zero", "random"] = "golden-ratio"
     positions: Positions = "renumbered"
 
-    def __post_init__(self) -> None:
-        self.layers, self.tokens = tuple(self.layers), tuple(self.tokens)
-
     @staticmethod
     def recycled(dropped: int) -> tuple[int, int]:
         """(candidates, clusters) among so many dropped tokens."""
         candidates = int(0.3 * dropped) + 1
         return candidates, int(candidates / 10) + 1
 
-    @classmethod
-    def lists(cls, nominal: float, num_patches: int) -> list[float]:
-        """`tokens` (not yet whole) for a nominal budget: the released lists at 192, 128, 96 and 64,
-        linear between these and from 192 up to all 576, and in proportion to the list for 64 below
-        it. For pictures of other than 576 patches, budget and counts scale.
-        """
-        scale = num_patches / PATCHES
-        known = sorted((float(name), preset["tokens"]) for name, preset in cls.presets.items())
-        table = [(0.0, (0, 0, 0)), *known, (float(PATCHES), (PATCHES,) * 3)]
-        return [count * scale for count in between(nominal / scale, table)]
-
-    @classmethod
-    def from_average(
-        cls,
-        tokens: float,
-        *,
-        num_layers: int,
-        num_patches: int = 576,
-        has_cls: bool = True,
-        **options: Any,
-    ) -> Self:
-        """The member of `lists` with this true mean, merged tokens counted, after the released
-        layers scaled by depth, or with the first of them earlier (`budgets.listed_drops`).
-        """
-        refuse_options(options, ("tokens",), cls.name)
-        layers, counts = listed_drops(
-            tokens,
-            scaled_layers(LAYERS, num_layers),
-            lambda nominal: cls.lists(nominal, num_patches),
-            lambda layers, counts: cls(layers, counts).ledger(num_layers, num_patches),
-            num_patches,
-            given=options.pop("layers", None),
-            earliest=0,
-            name=cls.name,
-        )
-        return cls(layers, counts, **options)
-
-    @classmethod
-    def from_nominal(
-        cls,
-        tokens: float,
-        *,
-        num_layers: int,
-        num_patches: int = 576,
-        has_cls: bool = True,
-        **options: Any,
-    ) -> Self:
-        """RETAIN_TOKN: the released list for it, or one between the released lists (`lists`)."""
-        refuse_options(options, ("tokens",), cls.name)
-        check_average(tokens, num_patches)
-        options.setdefault("layers", scaled_layers(LAYERS, num_layers))
-        counts = (max(1, round(count)) for count in cls.lists(tokens, num_patches))
-        return cls(tokens=tuple(counts), **options)
-
-    def check(self, geometry: Geometry) -> None:
-        """Refuse impossible layers or counts."""
-        super().check(geometry)
-        check_layers(self.llm_layers(), geometry.num_layers)
-        check_counts(self.tokens, self.layers, geometry.num_patches, self.name)
-
-    def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
-        """Kept and merged tokens, by layer."""
-        table, held, out = dict(zip(self.layers, self.tokens, strict=True)), num_patches, []
-        for layer in range(num_layers):
-            out.append(held)
-            if layer in table and held > 1:
-                kept = min(table[layer], held - 1)
-                held = kept + self.recycled(held - kept)[1]
-        return out
-
-    def llm_layers(self) -> tuple[int, ...]:
-        """After the layers that are pruned."""
-        return tuple(layer + 1 for layer in self.layers)
+    @staticmethod
+    def added(dropped: int) -> int:
+        """A token for each cluster."""
+        return SparseVLM.recycled(dropped)[1]
 
     def llm_stage(self, view: DecoderView) -> Reduction | None:
         """Let the raters score, keep, recycle; a lone token stays."""
         n = view.hidden.shape[1]
         if n < 2:
             return None
-        kept = min(self.tokens[self.layers.index(view.layer - 1)], n - 1)
+        kept = self.kept(view.layer - 1, n)
         raters = text_raters(view.input_visual, view.input_text)
         scores = self.score(view, raters)
         ranked = scores.sort(dim=-1, descending=True, stable=True).indices

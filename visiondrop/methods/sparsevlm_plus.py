@@ -10,7 +10,8 @@ from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
 from visiondrop.merging import Reduction, keep_only
-from visiondrop.methods.sparsevlm import LAYERS, SparseVLM
+from visiondrop.methods.drops import ListedDrops
+from visiondrop.methods.sparsevlm import LAYERS
 from visiondrop.reducer import Positions
 from visiondrop.scoring import top_tokens
 from visiondrop.text_rating import position_bias, rated_by_heads, text_raters
@@ -21,10 +22,10 @@ HEADS = 14 / 32
 
 
 @dataclass
-class SparseVLMPlus(SparseVLM):
+class SparseVLMPlus(ListedDrops):
     """SparseVLM+ (Zhang et al., arXiv 2410.04417), version 2 of the released code.
 
-    Raters and layers as in `SparseVLM`. The attention A(i, j) of rater i to visual token j is
+    Raters and layers as in `sparsevlm`. The attention A(i, j) of rater i to visual token j is
     divided by g(i, j) = (R_i 1 . R_j 1) / sqrt(d), what rotary positions alone make of a query and
     a key of ones; then only the heads with the largest total over raters and visual tokens are
     averaged. min(tokens[i], n - 1) tokens stay, in their order and at their positions; the others
@@ -35,13 +36,15 @@ class SparseVLMPlus(SparseVLM):
         tokens: how many visual tokens stay after each.
         heads: how many heads are averaged; None for 14/32 of the model's.
         positions: "original" (released) or "renumbered".
-        noise: not used, there are no clusters.
     """
 
     name = "sparsevlm+"
     title = "SparseVLM+"
+    paper = "arXiv 2410.04417"
     where = "LLM layers 2, 6, 15"
     signal = "text raters, position-corrected"
+    reads_text = looks_back = uses_input = True
+    official = LAYERS
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "192": {"layers": LAYERS, "tokens": (300, 200, 118)},
         "128": {"layers": LAYERS, "tokens": (238, 108, 60)},
@@ -49,14 +52,10 @@ class SparseVLMPlus(SparseVLM):
         "64": {"layers": LAYERS, "tokens": (66, 34, 20)},
     }
 
+    layers: tuple[int, ...] = LAYERS
     tokens: tuple[int, ...] = (300, 200, 118)
-    positions: Positions = "original"
     heads: int | None = None
-
-    @staticmethod
-    def recycled(dropped: int) -> tuple[int, int]:
-        """Nothing is."""
-        return 0, 0
+    positions: Positions = "original"
 
     def check(self, geometry: Geometry) -> None:
         """Refuse impossible layers or counts."""
@@ -69,7 +68,7 @@ class SparseVLMPlus(SparseVLM):
         n = view.hidden.shape[1]
         if n < 2:
             return None
-        kept = min(self.tokens[self.layers.index(view.layer - 1)], n - 1)
+        kept = self.kept(view.layer - 1, n)
         scores = self.score(view, text_raters(view.input_visual, view.input_text))
         return keep_only(view.hidden, view.sizes, top_tokens(scores, kept))
 
