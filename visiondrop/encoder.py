@@ -122,6 +122,10 @@ def encode_pictures(
     Returns: B tensors [rows, D']; each knows its `Picture` (`picture_of`).
     """
     place = method.before if method.before_llm else None
+    if "text encoder" in method.needs:
+        picture_questions(
+            pixel_values, trace
+        )  # a missing question is refused before the tower runs
     batch = pixel_values.shape[0]
     rows = geometry.num_patches + int(geometry.cls_in_prompt)
     if place == "tower":
