@@ -57,7 +57,8 @@ def series(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tup
         out[place_of(result)].setdefault(result["label"], []).append(
             (result["mean_tokens"], result["score"])
         )
-    out.pop("nothing dropped")
+    out.pop("no token dropped")
+    out["control"].pop("full", None)
     return {
         place: {label: sorted(points) for label, points in methods.items()}
         for place, methods in out.items()
@@ -91,10 +92,10 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> Path:
     for axis, place in zip(axes[0], panels, strict=True):
         axis.set_xscale("log", base=2)
         axis.set_ylim(low - margin, high + margin)
-        axis.set_xlim(min(tokens) * 0.9, max(tokens) * 3.4)
+        axis.set_xlim(min(tokens) * 0.9, max(tokens) * 2.9)
         if full is not None:
             axis.axhline(full, color="0.3", linewidth=0.8)
-            axis.text(max(tokens) * 3.3, full, "full", ha="right", va="bottom", fontsize=8)
+            axis.text(min(tokens) * 0.95, full, "full", va="bottom", fontsize=8)
         names = []
         for label, (colour, style) in SHOWN_EVERYWHERE.items():
             if label in lines:
@@ -120,7 +121,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> Path:
             axis.annotate(
                 label,
                 (x, y),
-                (max(tokens) * 1.35, height),
+                (max(tokens) * 1.3, height),
                 fontsize=8,
                 va="center",
                 color="black" if colour == "black" else "0.35",
@@ -128,7 +129,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> Path:
                 arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.6},
             )
             if marker:
-                axis.plot(max(tokens) * 1.28, height, marker, color="white", mec="black", ms=4.5)
+                axis.plot(max(tokens) * 1.23, height, marker, color="white", mec="black", ms=4.5)
         axis.set_xticks(asked, [str(t) for t in asked])
         axis.minorticks_off()
         axis.set_title(place)

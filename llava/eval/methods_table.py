@@ -40,7 +40,11 @@ TOKENS = (192, 128, 64, 32)
 SEEDS = (0, 1, 2)
 STEM = "methods_textvqa"
 REFERENCES = ("visiondrop", "random")
-PLACES = ("vision encoder", "before the LLM", "inside the LLM", "both", "nothing dropped")
+PLACES = (
+    *("vision encoder", "before the LLM", "inside the LLM", "before and inside"),
+    *("control", "no token dropped"),
+)
+CONTROLS = ("full", "random", "uniform")
 HEAD = [
     *("method", "place", "asked", "tokens", "accuracy"),
     *(f"vs {name}" for name in REFERENCES),
@@ -55,11 +59,14 @@ Intervals = Mapping[str, Mapping[str, Interval]]
 def place_of(result: Mapping[str, Any]) -> str:
     """Which of ``PLACES`` a result's method acts in."""
     method = Reducer.from_dict(dict(result["method_config"]))
-    if method.before_llm and method.inside_llm:
-        return "both"
+    if method.name in CONTROLS:
+        return "control"
+    if method.before_llm and (method.inside_llm or method.extension() is not None):
+        return "before and inside"
     if method.before_llm:
-        return PLACES[0] if method.before in ("encoder", "tower") else PLACES[1]
-    return PLACES[2] if method.inside_llm else PLACES[4]
+        early = method.where.startswith("encoder") or method.before == "tower"
+        return "vision encoder" if early else "before the LLM"
+    return "inside the LLM" if method.inside_llm else "no token dropped"
 
 
 def collect(out: Path) -> list[Result]:

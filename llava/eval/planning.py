@@ -9,9 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from llava.eval.cli import parse_json_flag, parse_method_args
+from llava.eval.cli import parse_method_args
 from llava.eval.errors import EvalError
 from llava.eval.oracle import Oracle, Regions
+from llava.eval.released_flags import method_from_released_flags, uses_released_flags
 from visiondrop import Full, Reducer, VisionDrop
 from visiondrop.adapters import Geometry, geometry_of
 from visiondrop.methods import METHODS, build_method
@@ -92,45 +93,6 @@ def geometry_of_config(config: Any) -> Geometry:
         return geometry_of(config)
     except (TypeError, ValueError) as error:
         raise EvalError(str(error)) from None
-
-
-def uses_released_flags(args: argparse.Namespace) -> bool:
-    return any(
-        getattr(args, name, None) is not None
-        for name in ("layer_list", "image_token_list", "dominant", "contextual")
-    )
-
-
-def method_from_released_flags(args: argparse.Namespace) -> VisionDrop:
-    """``--layer_list [8,16,24] --image_token_list [[30,5],...] --dominant 42 --contextual 6``."""
-    layers = parse_json_flag("--layer_list", args.layer_list or "[]")
-    budgets = parse_json_flag("--image_token_list", args.image_token_list or "[]")
-    if not isinstance(layers, list) or not all(isinstance(layer, int) for layer in layers):
-        raise EvalError(f"--layer_list {args.layer_list} must be a list of layers, as in [8,16,24]")
-    if not isinstance(budgets, list) or not all(_is_pair(pair) for pair in budgets):
-        raise EvalError(
-            f"--image_token_list {args.image_token_list} must be a list of pairs (dominant, "
-            "contextual), as in [[30,5],[22,4],[16,3]]"
-        )
-    if len(layers) != len(budgets):
-        raise EvalError(
-            f"--layer_list names {len(layers)} layers and --image_token_list {len(budgets)} "
-            "budgets; give one budget a layer"
-        )
-    if len(set(layers)) != len(layers):
-        raise EvalError(f"--layer_list {args.layer_list} names a layer twice")
-    if args.contextual is not None and args.dominant is None:
-        raise EvalError("--contextual needs --dominant, as in --dominant 42 --contextual 6")
-    encoder = None if args.dominant is None else (args.dominant, args.contextual or 0)
-    llm = {layer: tuple(pair) for layer, pair in zip(layers, budgets)}
-    try:
-        return VisionDrop(encoder=encoder, llm=llm)
-    except ValueError as error:
-        raise EvalError(str(error)) from None
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value)
 
 
 def check_name(name: str) -> None:
@@ -309,6 +271,13 @@ class _Planner:
             **more,
         )
 
+    def _idle(self, name: str) -> bool:
+        """Whether a method that reduces would reduce nothing without being told what."""
+        method = make_method(name, None, self.geometry)
+        full = [self.geometry.num_patches] * self.geometry.num_layers
+        reduces = method.before_llm or method.inside_llm
+        return reduces and list(ledger_of(method, self.geometry)) == full
+
     def cell(self, name: str, tokens: int | None, optional: bool) -> list[PlannedRun]:
         """The runs of one cell of the table: one, or one a seed. EvalError where it cannot be."""
         method_name, _, preset = name.partition("@")
@@ -317,6 +286,11 @@ class _Planner:
             if need in self.lacks:
                 raise EvalError(f"{method_name} needs {need}; {self.lacks[need]}")
         own = {k: v for k, v in self.method_args.items() if k in field_names(cls)}
+        if optional and tokens is None and not own and self._idle(name):
+            raise EvalError(
+                f"{name} keeps every token as it is by default; set its fields with --method-arg, "
+                "or in Python"
+            )
         suffix = "".join(f"+{k}={v}" for k, v in sorted(own.items()))
         if tokens is not None and self.budget != "average":
             suffix += f"+budget={self.budget}"

@@ -41,9 +41,9 @@ from llava.eval.planning import (
     geometry_of_config,
     plan_one,
     plan_runs,
-    uses_released_flags,
 )
 from llava.eval.preparing import build_prompt
+from llava.eval.released_flags import uses_released_flags
 from llava.eval.running import Job, answer_part, check_runs, log_to_wandb, run_all
 from llava.eval.samples import check_images, read_questions
 from llava.eval.table import Comparison, markdown_table, print_table

@@ -107,7 +107,20 @@ class Marks(Reducer):
     name = "marks"
 
 
-TOYS = {cls.name: cls for cls in (METHODS["full"], Uniform, Late, Films, Surprised, Marks, Reader)}
+@dataclass
+class Boxes(Reducer):
+    """Drops what it is told to, which is nothing as it stands."""
+
+    name = "boxes"
+    before_llm = True
+    dropped: int = 0
+
+    def ledger(self, num_layers, num_patches=576, has_cls=True):
+        return [num_patches - self.dropped] * num_layers
+
+
+CLASSES = (METHODS["full"], Uniform, Late, Films, Surprised, Marks, Boxes, Reader)
+TOYS = {cls.name: cls for cls in CLASSES}
 
 
 for _name in set(TOYS) - set(METHODS):
@@ -137,12 +150,17 @@ def test_all_takes_every_method_and_puts_the_reasons_of_others_aside() -> None:
         *("full-36", "uniform-9", "uniform-3", "late-9", "surprised-9", "surprised-3"),
         *("marks-36", "reader-9", "reader-3"),
     ]
-    assert [(r.name, r.tokens) for r in refused] == [("late", 3), ("films", 9), ("films", 3)]
+    assert [(r.name, r.tokens) for r in refused] == [
+        *(("late", 3), ("films", 9), ("films", 3), ("boxes", None)),
+    ]
     assert refused[0].cell == "not reachable, least is 5.38"
     assert notes(refused) == [
         "not run: late at 3: late: an average of 3 is not reachable, least is 5.38",
         "not run: films at 9, 3: films needs frames; one picture each",
+        "not run: boxes: boxes keeps every token as it is by default; set its fields with "
+        "--method-arg, or in Python",
     ]
+    assert plan("all", [9], method_args={"dropped": "4"})[0][-2] == "boxes-32+dropped=4"
 
 
 def test_named_explicitly_it_is_an_error() -> None:
@@ -201,7 +219,7 @@ def test_one_table_of_all(
     assert (late["tokens"], late["mean_tokens"], late["layers"]) == (9, 71 / 8, [1])
     assert late["method_config"] == Late(1, 5).to_dict()
     made = json.loads((out / "comparison.json").read_text())
-    assert {r["name"] for r in made["not_run"]} == {"late", "films", "surprised"}
+    assert {r["name"] for r in made["not_run"]} == {"late", "films", "surprised", "boxes"}
     compared = {r["cell"] for r in made["rows"] if r["difference"] is not None}
     assert compared == {"late-9", "reader-9", "reader-3"}, "at one budget each, or not at all"
     assert "What is thing number 1 there?" in Reader.seen

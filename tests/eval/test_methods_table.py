@@ -78,7 +78,8 @@ def test_every_cell_stands_in_the_files(made: tuple[Path, Path, list[str]]) -> N
         assert bool(row["spread"]) == (method == "random")
     assert rows["pyramiddrop", "6"]["layers"] == "1 4 6", "an average of 6 needs an earlier drop"
     assert rows["divprune", "9"]["place"] == "before the LLM"
-    assert rows["visiondrop", "9"]["place"] == "both"
+    assert rows["visiondrop", "9"]["place"] == "before and inside"
+    assert rows["random", "9"]["place"] == rows["full", ""]["place"] == "control"
     assert rows["pyramiddrop", "9"]["place"] == "inside the LLM"
 
 
