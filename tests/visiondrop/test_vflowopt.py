@@ -15,9 +15,9 @@ from tests.visiondrop.models import LAYERS, generate, logits, pixels, prompt, ti
 from visiondrop.adapters import geometry_of
 from visiondrop.decoder_views import DecoderView
 from visiondrop.methods import build_method
-from visiondrop.methods.vflowopt import RELEASED, VFlowOpt
+from visiondrop.methods.vflowopt import VFlowOpt
 from visiondrop.patches import CLIP_MEAN, CLIP_STD, cells
-from visiondrop.ratios import three_counts
+from visiondrop.ratios import RELEASED, three_counts
 from visiondrop.views import EncoderView, ProjectedView
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -281,6 +281,7 @@ def tiny_config() -> object:
         ({"ratios": (0.5, 0.5)}, "2 ratios"),
         ({"ratios": (0.5, 1.5, 0.5)}, "ratio 1.5"),
         ({"ratios": (0.0, 0.5, 0.5)}, "ratio 0.0"),
+        ({"ratios": (0.5, 0.01, 0.5), "recycle": "none"}, "ratio 0.01"),
         ({"layers": (5, 2)}, "list layers rising"),
         ({"layers": (2, LAYERS)}, "layers 0 to 7"),
         ({"t": -1.0}, "t >= 0"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -10,21 +9,14 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.budgets import check_average, check_layers, scaled_layers, stepwise
+from visiondrop.budgets import check_layers, stepwise
 from visiondrop.calibration import calibrated_attention
 from visiondrop.merging import Reduction
 from visiondrop.patches import CLIP_MEAN, CLIP_STD, cells, grey_entropy
-from visiondrop.ratios import three_counts
+from visiondrop.ratios import RELEASED, released_shape
 from visiondrop.recycling import prune_lowest
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.views import DecoderView, ProjectedView
-
-# What the authors' search found for LLaVA-OneVision 7B, by the share of tokens kept on average.
-RELEASED: dict[float, dict[str, Any]] = {
-    0.10: {"ratios": (0.1166, 1.0, 0.6011), "t": 39.26, "grid": 17.39},
-    0.25: {"ratios": (0.2651, 0.9833, 0.8773), "t": 34.76, "grid": 15.58},
-    0.50: {"ratios": (0.7233, 0.7487, 0.487), "t": 28.68, "grid": 11.76},
-}
 
 
 @dataclass
@@ -68,8 +60,8 @@ class VFlowOpt(Reducer):
         f"{share:.0%}": dict(setting) for share, setting in RELEASED.items()
     }
 
-    ratios: Sequence[float] = RELEASED[0.25]["ratios"]
-    layers: Sequence[int] = (10, 20)
+    ratios: tuple[float, ...] = RELEASED[0.25]["ratios"]
+    layers: tuple[int, ...] = (10, 20)
     t: float = RELEASED[0.25]["t"]
     alpha: float = 0.0
     grid: float = RELEASED[0.25]["grid"]
@@ -101,31 +93,21 @@ class VFlowOpt(Reducer):
         has_cls: bool = True,
         **options: Any,
     ) -> Self:
-        """The ratios with that mean over the decoder layers, off by half a token at most.
-
-        Their shape, t and grid are those of the released setting that keeps the nearest share of
-        tokens: how much more than the mean enters, and the first ratio inside the LLM; the last
-        ratio follows. Ratios that are given (from a search) must have the mean.
+        """The released setting that keeps the nearest share of tokens, with ratios of that mean
+        over the decoder layers (`ratios.released_shape`), off by half a token at most. Ratios that
+        are given (from a search) must have that mean.
         """
-        check_average(tokens, num_patches)
-        if "ratios" in options:
-            method = cls(**options)
-            if abs(method.mean_tokens(num_layers, num_patches) - tokens) > 0.5:
-                raise ValueError(
-                    f"vflowopt: an average of {tokens} and ratios that have another, "
-                    f"{method.mean_tokens(num_layers, num_patches):.2f}, were given; give one"
-                )
-            return method
-        share = min(RELEASED, key=lambda kept: abs(kept - tokens / num_patches))
-        setting, side = RELEASED[share], round(num_patches**0.5)
-        layers = tuple(options.pop("layers", scaled_layers((10, 20), num_layers)))
-        enter = min(num_patches, max(1, round(setting["ratios"][0] / share * tokens)))
-        counts = three_counts(tokens, enter, setting["ratios"][1], layers, num_layers)
-        fits = cells((side, side), setting["grid"])[1] <= enter
-        options.setdefault("t", setting["t"])
-        options.setdefault("grid", setting["grid"] if fits else float(side))
-        ratios = (b / a for a, b in itertools.pairwise((num_patches, *counts)))
-        return cls(tuple(ratios), layers, **options)
+        if "ratios" not in options:
+            layers = options.pop("layers", None)
+            options = {**released_shape(tokens, num_layers, num_patches, layers), **options}
+        method = cls(**options)
+        mean = method.mean_tokens(num_layers, num_patches)
+        if abs(mean - tokens) > 0.5:
+            raise ValueError(
+                f"vflowopt: an average of {tokens} and ratios that have another, {mean:.2f}, were "
+                "given; give one of them"
+            )
+        return method
 
     def counts(self, num_patches: int) -> list[int]:
         """Tokens left by each stage."""
@@ -143,18 +125,20 @@ class VFlowOpt(Reducer):
                 f"vflowopt: {len(self.ratios)} ratios for one stage before the LLM and "
                 f"{len(self.layers)} inside it; give {len(self.layers) + 1}"
             )
-        if bad := [r for r in self.ratios if not 0 < r <= 1]:
-            raise ValueError(f"vflowopt: ratio {bad[0]}; a ratio is above 0 and at most 1")
+        counts = self.counts(geometry.num_patches)
+        if bad := [r for r, n in zip(self.ratios, counts, strict=True) if n < 1 or r > 1]:
+            raise ValueError(
+                f"vflowopt: ratio {bad[0]}; a ratio is at most 1 and leaves one token at least"
+            )
         if self.t < 0 or self.grid < 1:
             raise ValueError(f"vflowopt: t={self.t}, grid={self.grid}; need t >= 0 and grid >= 1")
-        counts = self.counts(geometry.num_patches)
         recycling = counts if self.recycle == "all" else counts[: int(self.recycle == "encoder")]
-        least = cells(geometry.grid, self.grid)[1] if recycling else 1
-        if min(recycling or counts) < least:
+        least = cells(geometry.grid, self.grid)[1]
+        if recycling and min(recycling) < least:
             raise ValueError(
-                f"vflowopt: {min(recycling or counts)} tokens are to be left where recycling in "
-                f"cells of {self.grid:g} x {self.grid:g} patches leaves {least} at least; give a "
-                "larger grid, larger ratios, or recycle='none'"
+                f"vflowopt: {min(recycling)} tokens are to be left where recycling in cells of "
+                f"{self.grid:g} x {self.grid:g} patches leaves {least} at least; give a larger "
+                "grid, larger ratios, or recycle='none'"
             )
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
@@ -182,7 +166,7 @@ class VFlowOpt(Reducer):
 
     def llm_layers(self) -> tuple[int, ...]:
         """The layers with a stage."""
-        return tuple(self.layers)
+        return self.layers
 
     def llm_stage(self, view: DecoderView) -> Reduction:
         """Drop the least important, by the importance that came with the tokens."""
