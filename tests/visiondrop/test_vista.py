@@ -21,6 +21,8 @@ from tests.visiondrop.models import (
 from tests.visiondrop.slow_decoder import rms, slow_decoder, slow_logits, unpruned_embeds
 from visiondrop import Full, Uniform, VisionDrop
 from visiondrop.methods.vista import Vista
+from visiondrop.methods.vmtc_cmai import VmtcCmai
+from visiondrop.methods.yopo import Yopo
 from visiondrop.steering import mix_states, steer
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -179,9 +181,10 @@ def test_composed_batch_equals_singles_and_recomputed(first: Any, scope: Any) ->
         torch.testing.assert_close(logits(again), logits(one), **CLOSE)
 
 
-def test_two_interleaved_generations_do_not_mix() -> None:
-    """Their vectors are on their caches."""
-    model, method = tiny(), Vista(strength=0.4)
+@pytest.mark.parametrize("method", [Vista(strength=0.4), VmtcCmai(12, inhibit=0.6), Yopo(3)])
+def test_two_interleaved_generations_do_not_mix(method: Any) -> None:
+    """What decoding needs of a prompt, vectors and blind tokens, is on its cache."""
+    model = tiny()
     rows, images = [prompt(3, 6, 1), prompt(6, 5, 7)], pixels(2)
     alone = [run(model, method, row, images[i : i + 1]) for i, row in enumerate(rows)]
     caches: list[Any] = [DynamicCache(config=model.config.text_config) for _ in rows]
@@ -195,7 +198,23 @@ def test_two_interleaved_generations_do_not_mix() -> None:
                 )
                 torch.testing.assert_close(out.logits[0, -1], logits(alone[i])[step, 0], **CLOSE)
                 ids[i] = out.logits[:, -1].argmax(-1, keepdim=True)
-    assert not torch.equal(caches[0].state["vista/vectors"], caches[1].state["vista/vectors"])
+
+
+def test_state_follows_the_rows_of_its_cache() -> None:
+    model = tiny()
+    with (Vista(strength=0.4) + VmtcCmai(12, inhibit=0.6))(model):
+        out = generate(model, [prompt(3, 6, 1), prompt(5, 9, 2)], pixels(2))
+    cache = out.past_key_values
+    before = {name: rows.clone() for name, rows in cache.state.items()}
+    assert set(before) == {"vista/vectors", "vista/pictured", "vmtc_cmai/0002"}
+    assert all(not torch.equal(rows[0], rows[1]) for n, rows in before.items() if "pict" not in n)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(torch.tensor([0, 3]))
+    for name, rows in before.items():
+        assert torch.equal(cache.state[name], rows[[1, 0]])
+    cache.reset()
+    assert cache.state == {}
 
 
 def test_rows_without_a_picture_are_left_alone() -> None:
