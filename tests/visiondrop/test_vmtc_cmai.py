@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.visiondrop.models import PATCHES, generate, logits, pixels, prompt, tiny
 from tests.visiondrop.slow_decoder import slow_decoder, slow_logits
-from visiondrop import Full, VisionDrop
+from visiondrop import Full, Geometry, VisionDrop
 from visiondrop.clustering import after_cls, cluster_and_merge, spherical_kmeans
 from visiondrop.inhibition import focus_scores, least_focused
 from visiondrop.merging import keep_only
 from visiondrop.methods.vmtc_cmai import VmtcCmai
+from visiondrop.views import EncoderView
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 Vectors = list[torch.Tensor]
@@ -208,6 +211,26 @@ def test_everything_inhibited_cuts_the_text_off() -> None:
     half = VmtcCmai(12, inhibit=0.5, focus_layers=(0,))
     one, other = (run(model, half, row, pixels(1, seed)) for seed in (1, 2))
     assert (logits(one) - logits(other)).abs().max() > 1e-2
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_legal_budget_is_met(data: st.DataObject) -> None:
+    """As many tokens as asked for, every patch in one of them at most, none counted twice."""
+    tokens = data.draw(st.integers(1, PATCHES))
+    clusters = data.draw(st.integers(0, tokens))
+    method = VmtcCmai.from_average(tokens, num_layers=8, num_patches=PATCHES, clusters=clusters)
+    method.check(Geometry(8, PATCHES, True, (6, 6)))
+    features = torch.randn(2, PATCHES + 1, 5, generator=torch.Generator().manual_seed(tokens))
+    query = features[:, None]
+    view = EncoderView(features, query, query, 1.0, True, (6, 6), lambda: ["", ""])
+    reduction: Any = method.encoder_stage(view)
+    assert reduction.features.shape == (2, tokens, 5)
+    assert bool((reduction.target[:, 0] == -1).all()) and int(reduction.source.min()) >= 1
+    for target, sizes in zip(reduction.target, reduction.sizes, strict=True):
+        counts = torch.bincount(target[target >= 0], minlength=tokens)
+        assert torch.equal(counts, sizes) and int(counts.min()) >= 1
+        assert int(counts.sum()) == (PATCHES if clusters else tokens)
 
 
 def test_after_cls_shifts_and_drops_cls() -> None:
