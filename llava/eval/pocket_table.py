@@ -55,7 +55,7 @@ def constant_answer(samples: Sequence[Sample], data: Path) -> dict[str, Cell]:
     do no better.
     """
     files = TextVQA().files(data)
-    annotations, kinds = load_annotations(files.annotations), read_regions(files.types)
+    annotations, kinds = load_annotations(files.answers), read_regions(files.types)
     evaluator = TextVQAAccuracyEvaluator()
     totals: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     counts: dict[str, int] = defaultdict(int)

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
@@ -24,6 +24,7 @@ from llava.constants import (
 )
 from llava.conversation import conv_templates
 from llava.eval.errors import EvalError
+from llava.eval.pictures import Folder, Pictures
 from llava.eval.samples import Sample
 from llava.mm_utils import process_images, tokenizer_image_token
 
@@ -61,6 +62,8 @@ def build_prompt(
             f"unknown conversation {conv_mode!r}; choose one of {', '.join(sorted(conv_templates))}"
         )
     conversation = conv_templates[conv_mode].copy()
+    if DEFAULT_IMAGE_TOKEN in question:  # as in ScienceQA's file; it goes in front in any case
+        question = question.replace(DEFAULT_IMAGE_TOKEN, "").strip()
     picture = DEFAULT_IMAGE_TOKEN
     if im_start_end:
         picture = DEFAULT_IM_START_TOKEN + picture + DEFAULT_IM_END_TOKEN
@@ -70,9 +73,9 @@ def build_prompt(
     return conversation.get_prompt()
 
 
-def load_picture(path: Path, blank: bool = False) -> Image.Image:
+def load_picture(file: Path | BinaryIO, blank: bool = False) -> Image.Image:
     """The picture in RGB; with ``blank`` a uniform grey one of its size."""
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         if blank:
             return Image.new("RGB", image.size, GREY)
         return image.convert("RGB")
@@ -92,7 +95,7 @@ class QuestionDataset(Dataset[Prepared]):
     def __init__(
         self,
         samples: Sequence[Sample],
-        image_folder: str | Path,
+        pictures: str | Path | Pictures,
         tokenizer: Any,
         image_processor: Any,
         model_config: Any,
@@ -101,7 +104,7 @@ class QuestionDataset(Dataset[Prepared]):
         blank_picture: bool = False,
     ) -> None:
         self.samples = samples
-        self.image_folder = Path(image_folder)
+        self.pictures = Folder(pictures) if isinstance(pictures, (str, Path)) else pictures
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.model_config = copy.copy(model_config)
@@ -127,7 +130,7 @@ class QuestionDataset(Dataset[Prepared]):
             _, prepared.image, prepared.image_size = self._last  # questions come picture by picture
             return prepared
         try:
-            picture = load_picture(self.image_folder / sample.image, self.blank_picture)
+            picture = load_picture(self.pictures.find(sample.image), self.blank_picture)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             # Pillow raises any of these on a broken file; the sample fails, the run goes on.
             prepared.error = f"cannot read picture {sample.image}: {error}"

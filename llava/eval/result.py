@@ -14,7 +14,7 @@ from typing import Any
 
 import visiondrop
 from llava.eval.answers import Row
-from llava.eval.benchmarks.base import Scores
+from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores
 from llava.eval.files import write_atomically
 from llava.eval.settings import RunSettings
 from visiondrop.profiling.flops import ModelSize, prefill_flops
@@ -74,7 +74,8 @@ def mean_flops(rows: Sequence[Row], config: Any) -> float | None:
 
 
 def build_result(
-    benchmark: str,
+    benchmark: Benchmark,
+    files: BenchmarkFiles,
     method_name: str,
     tokens: int,
     settings: RunSettings,
@@ -85,7 +86,6 @@ def build_result(
     computed: int,
     seconds: float,
     seed: int,
-    split: str,
 ) -> dict[str, Any]:
     """The result json's content.
 
@@ -93,7 +93,6 @@ def build_result(
         ledger: visual tokens of each decoder layer by plan.
         computed: answers computed in this run; the others were there.
         seconds: time that answering all of them took, over the runs that did it.
-        split: the question file's name.
     """
     failed = [row for row in rows if "error" in row["metadata"]]
     traced = [row for row in rows if "visual_tokens" in row["metadata"]]
@@ -101,8 +100,9 @@ def build_result(
     kv_bytes = [row["metadata"]["kv_bytes"] for row in traced if "kv_bytes" in row["metadata"]]
     answered = len(rows) - len(failed)
     return {
-        "benchmark": benchmark,
-        "split": split,
+        "benchmark": benchmark.name,
+        "split": files.split,
+        "metric": benchmark.metric,
         "method": method_name,
         "tokens": tokens,
         "mean_tokens": fmean(mean_tokens(r["metadata"]) for r in traced) if traced else None,
@@ -110,7 +110,12 @@ def build_result(
         "n": len(rows),
         "failed": len(failed),
         "computed": computed,
-        "types": {kind: {"score": s, "n": n} for kind, (s, n) in scores.types.items()},
+        "figures": dict(scores.figures),
+        "beside": list(benchmark.beside),
+        "types": {
+            kind: {"score": s, "n": n, **scores.details.get(kind, {})}
+            for kind, (s, n) in scores.types.items()
+        },
         "flops": flops,
         "kv_bytes": fmean(kv_bytes) if kv_bytes else None,
         "samples_per_second": answered / seconds if seconds > 0 else None,
@@ -122,6 +127,7 @@ def build_result(
             for name, value in settings.to_dict().items()
             if name not in ("method", "seed", "questions")
         },
+        "question_file": files.questions.name,
         "questions_sha256": settings.questions,
         "settings_digest": settings.digest,
         "versions": versions(),

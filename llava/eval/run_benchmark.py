@@ -45,15 +45,12 @@ from llava.eval.planning import (
 from llava.eval.preparing import build_prompt
 from llava.eval.released_flags import uses_released_flags
 from llava.eval.running import Job, answer_part, check_runs, log_to_wandb, run_all
-from llava.eval.samples import check_images, read_questions
 from llava.eval.table import Comparison, markdown_table, print_table
 from llava.eval.wandb_log import check_wandb
 from visiondrop import TowerCache
 
 POCKET = "checkpoints/pocket-llava"
 METHODS = "full,visiondrop,random,uniform"
-# The bundled data is answered in part by default, so that a first try takes minutes on a CPU.
-BUNDLED_LIMIT = 480
 BUNDLED_BATCH = 24  # whole pictures, of six questions each
 
 
@@ -99,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--part", help=argparse.SUPPRESS)  # this is one of several processes
     add_model_flags(p, default_model=POCKET)
     add_answer_flags(p)
+    p.set_defaults(max_new_tokens=None)  # the benchmark's own
     add_released_flags(p)
     return p
 
@@ -111,14 +109,16 @@ def parse_numbers(name: str, text: str) -> list[int]:
 
 
 def set_defaults(args: argparse.Namespace, benchmark: Benchmark) -> int | None:
-    """Fill in batch size and limit: all questions of real data, some of the bundled data, one at
-    a time as in LLaVA; returns the limit."""
+    """Fill in batch size and limit: all questions of real data, one at a time as in LLaVA; some of
+    the bundled data, so that a first try takes minutes on a CPU.  Returns the limit."""
     bundled = args.data in (None, benchmark.default_data)
+    if args.max_new_tokens is None:
+        args.max_new_tokens = benchmark.max_new_tokens
     if args.batch_size is None:
         args.batch_size = BUNDLED_BATCH if bundled else 1
     if args.limit is not None:
         return parse_limit(args.limit)
-    return BUNDLED_LIMIT if bundled else None
+    return benchmark.bundled_limit if bundled else None
 
 
 def plan(
@@ -152,12 +152,12 @@ def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun], list[Refus
     """Check everything that can be checked before any compute."""
     benchmark = get_benchmark(args.benchmark)
     files = benchmark.files(args.data or benchmark.default_data)
-    everything = read_questions(files.questions)
+    everything = benchmark.read(files)
     limit = set_defaults(args, benchmark)
     if limit is not None and limit < 1:
         raise EvalError(f"limit must be at least 1, got {limit}; use LIMIT=all for all questions")
     samples = everything[:limit]
-    check_images(samples, files.images)
+    benchmark.pictures(files).check(samples)
     benchmark.check(samples, files)
     build_prompt("", args.conv_mode)
     if args.wandb:
@@ -198,7 +198,7 @@ def announce(job: Job, runs: list[PlannedRun], console: Console) -> None:
 def comparison_of(job: Job, results: list[dict[str, Any]], refused: list[Refusal]) -> Comparison:
     """Every cell against the reference on the same questions."""
     reference = choose_reference(results, job.args.reference)
-    if reference is None:
+    if reference is None or any(result["score"] is None for result in results):
         return Comparison(refused=refused)
     pictures = [sample.image or sample.key for sample in job.samples]
     return Comparison(reference, compare(results, job.scores, pictures, reference), refused)

@@ -78,7 +78,7 @@ class Job:
         loaded = self.loaded
         return QuestionDataset(
             self.samples,
-            self.files.images,
+            self.benchmark.pictures(self.files),
             loaded.tokenizer,
             loaded.image_processor,
             loaded.model.config,
@@ -119,7 +119,8 @@ class Job:
         rows = store.finish()
         scores = self.benchmark.score(rows, self.files)
         result = build_result(
-            self.benchmark.name,
+            self.benchmark,
+            self.files,
             run.method.name,
             run.tokens,
             store.settings,
@@ -130,8 +131,10 @@ class Job:
             computed,
             store.seconds,
             run.seed,
-            self.files.questions.name,
         )
+        result["files"] = [
+            file.name for file in self.benchmark.write_files(rows, self.files, store.path.parent)
+        ]
         result["label"], result["cell"], result["budget"] = run.label, run.cell, run.budget
         if run.moved:
             result["layers"] = list(run.moved)
@@ -229,6 +232,7 @@ def _aggregate(job: Job, cell: str, results: list[dict[str, Any]]) -> dict[str, 
     if len(results) == 1:
         return results[0]
     scores = [result["score"] for result in results]
+    scored = None not in scores
     speeds = [r["samples_per_second"] for r in results if r["samples_per_second"]]
     types = {
         kind: {
@@ -240,11 +244,15 @@ def _aggregate(job: Job, cell: str, results: list[dict[str, Any]]) -> dict[str, 
     }
     combined = {
         **results[0],
-        "score": fmean(scores),
-        "spread": stdev(scores),
+        "score": fmean(scores) if scored else None,
+        "spread": stdev(scores) if scored else None,
         "scores": scores,
         "seeds": [result["seed"] for result in results],
         "types": types,
+        "figures": {
+            name: fmean(result["figures"][name] for result in results)
+            for name in results[0]["figures"]
+        },
         "failed": max(result["failed"] for result in results),
         "computed": sum(result["computed"] for result in results),
         "samples_per_second": fmean(speeds) if speeds else None,

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from llava.eval.errors import EvalError
@@ -65,6 +65,7 @@ class Sample:
         image: path of the picture below the image folder; None for a question without one.
         round_id: the turn of a conversation, where the file has it.
         line: its line in the question file, from 1.
+        category: what the file sorts it under, where it does; not part of the key.
     """
 
     question_id: Any
@@ -72,6 +73,7 @@ class Sample:
     image: str | None
     round_id: Any = None
     line: int = 0
+    category: str | None = None
 
     @property
     def key(self) -> str:
@@ -117,7 +119,6 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Sample]:
     if limit is not None and limit < 1:
         raise EvalError(f"limit must be at least 1, got {limit}; leave it out for all questions")
     samples: list[Sample] = []
-    seen: dict[str, int] = {}
     for number, row in read_jsonl(path):
         missing = [name for name in ("question_id", "text") if name not in row]
         if missing:
@@ -129,20 +130,42 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Sample]:
             raise EvalError(f'{path}, line {number}: "text" must be a string, got {row["text"]!r}')
         if not isinstance(row.get("image"), (str, type(None))):
             raise EvalError(f'{path}, line {number}: "image" must be a path, got {row["image"]!r}')
-        sample = Sample(
-            row["question_id"], row["text"], row.get("image"), row.get("round_id"), number
-        )
-        if sample.key in seen:
-            raise EvalError(
-                f"{path}: lines {seen[sample.key]} and {number} are the same sample (question_id "
-                f"{sample.question_id!r}, round_id, image and prompt all equal); remove one, or "
-                "tell them apart by round_id"
+        check_image_name(row.get("image"), f"{path}, line {number}")
+        samples.append(
+            Sample(
+                row["question_id"],
+                row["text"],
+                row.get("image"),
+                row.get("round_id"),
+                number,
+                row.get("category"),
             )
-        seen[sample.key] = number
-        samples.append(sample)
+        )
     if not samples:
         raise EvalError(f"{path} holds no question; give a file with one JSON object a line")
+    check_distinct(samples, path)
     return samples[:limit]
+
+
+def check_distinct(samples: Sequence[Sample], path: str | Path) -> None:
+    """Raise EvalError for two samples that are equal in the whole key, naming both lines."""
+    seen: dict[str, int] = {}
+    for sample in samples:
+        if sample.key in seen:
+            raise EvalError(
+                f"{path}: lines {seen[sample.key]} and {sample.line} are the same sample "
+                f"(question_id {sample.question_id!r}, round_id, image and prompt all equal); "
+                "remove one, or tell them apart by round_id"
+            )
+        seen[sample.key] = sample.line
+
+
+def check_image_name(name: str | None, where: str) -> None:
+    """Raise EvalError for a picture outside of the image folder; ``where`` is file and line."""
+    if name is not None and (PurePath(name).is_absolute() or ".." in PurePath(name).parts):
+        raise EvalError(
+            f"{where}: image {name!r} leaves the image folder; give a path below that folder"
+        )
 
 
 def check_images(samples: Sequence[Sample], folder: str | Path) -> None:

@@ -14,8 +14,8 @@ from llava.eval.comparing import describe, show_interval
 from llava.eval.intervals import Interval
 from llava.eval.planning import Refusal
 
-HEAD = ("method", "asked", "tokens", "accuracy", "vs {}", "relative", "FLOPs", "samples/s")
-COMPARED, RELATIVE = 4, 5
+HEAD = ("method", "asked", "tokens", "{metric}", "vs {}", "relative", "FLOPs", "samples/s")
+SCORE, COMPARED, RELATIVE = 3, 4, 5
 LEAST_WIDTH = 92  # of a console that shows every column
 
 
@@ -136,8 +136,15 @@ class Comparison:
         hidden = {*without, *(() if self.shown else (COMPARED,))}
         rows = [*table_rows(results, self.intervals), *refused_rows(self.refused)]
         kept = [i for i in range(len(HEAD)) if i not in hidden]
-        names = [HEAD[i].format(self.shown) for i in kept]
-        return names, [[row[i] for i in kept] for row in rows]
+        metric = results[0].get("metric", "accuracy")
+        names = [HEAD[i].format(self.shown, metric=metric) for i in kept]
+        cells = [[row[i] for i in kept] for row in rows]
+        beside = results[0].get("beside", [])
+        names[SCORE + 1 : SCORE + 1] = beside
+        for i, line in enumerate(cells):
+            figures = results[i].get("figures", {}) if i < len(results) else {}
+            line[SCORE + 1 : SCORE + 1] = [format_number(figures.get(b), 2) for b in beside]
+        return names, cells
 
 
 def print_table(

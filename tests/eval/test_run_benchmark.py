@@ -72,7 +72,9 @@ def test_result_json_says_what_the_score_depends_on(answered: Path) -> None:
     assert dropped["attn_implementation"] == "sdpa" and dropped["image_aspect_ratio"] == "pad"
     assert dropped["versions"].keys() >= {"python", "torch", "transformers", "visiondrop"}
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", dropped["git_commit"] or "0" * 40)
-    assert dropped["seed"] == 0 and dropped["split"] == "llava_textvqa_val_v051_ocr.jsonl"
+    assert dropped["seed"] == 0 and dropped["split"] == "val"
+    assert dropped["question_file"] == "llava_textvqa_val_v051_ocr.jsonl"
+    assert dropped["metric"] == "accuracy" and dropped["figures"] == {}
     assert 0 < dropped["flops"] < full["flops"]
     assert 0 < dropped["kv_bytes"] < full["kv_bytes"]
     assert dropped["samples_per_second"] > 0

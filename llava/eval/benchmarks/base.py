@@ -9,22 +9,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llava.eval.errors import EvalError
 from llava.eval.oracle import Regions
-from llava.eval.samples import Sample
+from llava.eval.pictures import Folder, Pictures
+from llava.eval.samples import Sample, read_questions
 
 
 @dataclass(frozen=True)
 class BenchmarkFiles:
     """The files of a benchmark below its data folder.
 
-    ``types`` is an optional sidecar that sorts the questions by type (the sample data has one).
+    Attributes:
+        annotations: the answers' file, or the folder of several; None where they are not public.
+        types: an optional sidecar that sorts the questions by type (the sample data has one).
+        split: which part of the benchmark these files are, by its official name.
     """
 
     questions: Path
     images: Path
-    annotations: Path
+    annotations: Path | None
     types: Path | None = None
+    split: str = ""
+
+    @property
+    def answers(self) -> Path:
+        """``annotations`` where a benchmark always has them."""
+        assert self.annotations is not None, "a benchmark without answers is not scored"
+        return self.annotations
 
 
 @dataclass(frozen=True)
@@ -32,23 +45,41 @@ class Scores:
     """Scores of a run.
 
     Attributes:
-        score: over all questions, 0 to 100.
+        score: the headline number over all questions, 0 to 100 (MME: points); None where nothing
+            is scored here.
         per_sample: of each answer, in order, 0 to 1.
-        types: question type -> (score 0 to 100, number of questions); empty without a sidecar.
+        types: question type -> (score, number of questions); empty where nothing sorts them.
+        figures: further numbers beside the headline, in its unit.
+        details: question type -> further numbers of that type.
+        parts: [n, k], what the headline number is made of where it is no mean of ``per_sample``:
+            ``Benchmark.headline`` makes it of the columns' sums.
     """
 
-    score: float
+    score: float | None
     per_sample: list[float]
     types: dict[str, tuple[float, int]] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+    details: dict[str, dict[str, float]] = field(default_factory=dict)
+    parts: np.ndarray | None = None
 
 
 class Benchmark(ABC):
-    """Base class; a benchmark sets the names and says how an answer is scored."""
+    """Base class; a benchmark sets the names and says how an answer is scored.
+
+    Attributes:
+        metric: what the headline number is; the head of its column in tables.
+        beside: those of `Scores.figures` that tables show beside it.
+        default_data: the bundled data's folder, of which ``bundled_limit`` questions are answered
+            unless more are asked for.
+        max_new_tokens: unless a flag says otherwise.
+    """
 
     name: str
     title: str
     metric: str = "accuracy"
+    beside: tuple[str, ...] = ()
     default_data: str
+    bundled_limit: int = 100
     max_new_tokens: int = 128
     lacks: Mapping[str, str] = {"frames": "the questions here are about one picture each"}
     """Of what methods may need (`Reducer.needs`), what the data has not, and why."""
@@ -56,6 +87,14 @@ class Benchmark(ABC):
     @abstractmethod
     def files(self, data: str | Path) -> BenchmarkFiles:
         """Where the files are below ``data``; raises EvalError naming what is missing."""
+
+    def read(self, files: BenchmarkFiles) -> list[Sample]:
+        """All questions, in order; EvalError for a file that cannot be used, naming the line."""
+        return read_questions(files.questions)
+
+    def pictures(self, files: BenchmarkFiles) -> Pictures:
+        """Where the questions' pictures are."""
+        return Folder(files.images)
 
     @abstractmethod
     def check(self, samples: Sequence[Sample], files: BenchmarkFiles) -> None:
@@ -67,7 +106,23 @@ class Benchmark(ABC):
 
     @abstractmethod
     def score(self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles) -> Scores:
-        """Score the answers of a run."""
+        """Score the answers of a run: rows of its answers file, in the questions' order.
+
+        They may be the first of all questions only.  An answer that could not be given (it has an
+        "error" in its "metadata") counts as wrong."""
+
+    def headline(self, sums: np.ndarray) -> np.ndarray:
+        """The headline number from sums [..., k] over the rows of `Scores.parts`, as [...].
+
+        For benchmarks that have parts: intervals draw pictures and put together what they sum to.
+        """
+        raise NotImplementedError(f"{self.title}'s score is a mean over questions")
+
+    def write_files(
+        self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles, folder: Path
+    ) -> list[Path]:
+        """Write what the official scorer or server takes below ``folder``; returns the files."""
+        return []
 
 
 def require_files(title: str, paths: Mapping[str, Path], hint: str) -> None:

@@ -20,6 +20,7 @@ class TextVQA(Benchmark):
     name = "textvqa"
     title = "TextVQA"
     default_data = "playground/data/eval/textvqa"
+    bundled_limit = 480
 
     def files(self, data: str | Path) -> BenchmarkFiles:
         folder = Path(data)
@@ -28,20 +29,21 @@ class TextVQA(Benchmark):
             images=folder / "train_images",
             annotations=folder / "TextVQA_0.5.1_val.json",
             types=folder / "regions.json",
+            split="val",
         )
         require_files(
             self.title,
             {
                 "questions": files.questions,
                 "images": files.images,
-                "annotations": files.annotations,
+                "annotations": files.answers,
             },
             "docs/evaluation.md says where to get the files; DATA or --data says where they are",
         )
         return files
 
     def check(self, samples: Sequence[Sample], files: BenchmarkFiles) -> None:
-        annotations = load_annotations(files.annotations)
+        annotations = load_annotations(files.answers)
         for sample in samples:
             annotation_of({"question_id": sample.question_id, "prompt": sample.prompt}, annotations)
 
@@ -49,7 +51,7 @@ class TextVQA(Benchmark):
         return regions_of(samples, read_regions(files.types), question_of)
 
     def score(self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles) -> Scores:
-        per_sample = score_answers(rows, load_annotations(files.annotations))
+        per_sample = score_answers(rows, load_annotations(files.answers))
         types = question_types(files.types)
         kinds = [types.get((str(row["question_id"]), question_of(row["prompt"]))) for row in rows]
         score = 100 * sum(per_sample) / len(per_sample)
