@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 from tests.visiondrop.models import LAYERS, generate, logits, pixels, prompt, tiny
 from visiondrop.adapters import geometry_of
 from visiondrop.decoder_views import DecoderView
+from visiondrop.merging import keep_only
 from visiondrop.methods import build_method
 from visiondrop.methods.vflowopt import VFlowOpt
 from visiondrop.patches import CLIP_MEAN, CLIP_STD, cells
 from visiondrop.ratios import RELEASED, three_counts
+from visiondrop.stages import score_after
 from visiondrop.views import EncoderView, ProjectedView
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -294,6 +297,24 @@ def test_bad_fields_are_refused_before_compute(fields: dict, words: str) -> None
     fields = {"ratios": (0.5, 0.5, 0.5), "layers": (2, 5), "grid": 3.0, **fields}
     with pytest.raises(ValueError, match=words), VFlowOpt(**fields)(tiny()):
         raise AssertionError("entered")
+
+
+def test_only_stages_that_recycle_need_a_token_a_cell() -> None:
+    """The bad case above, allowed where nothing is recycled inside the LLM; two tokens are left."""
+    method = VFlowOpt((0.5, 0.1, 1.0), (2, 5), grid=2.0)
+    with method(tiny()) as trace:
+        generate(tiny(), [prompt(3, 6, 1)], pixels(1))
+    assert trace.samples[0].tokens_per_layer == [18] * 2 + [2] * 6
+
+
+def test_a_score_goes_on_with_its_token() -> None:
+    """Where a later stage sets none, each token keeps its source's."""
+    features, sizes = torch.randn(1, 4, 2), torch.ones(1, 4, dtype=torch.long)
+    out = keep_only(features, sizes, torch.tensor([[1, 3]]))
+    before = torch.tensor([0.5, 0.6, 0.7, 0.8])
+    assert score_after(out, before).tolist() == before[[1, 3]].tolist()  # type: ignore[union-attr]
+    assert score_after(out, None) is None
+    assert score_after(replace(out, score=torch.ones(1, 2)), before).tolist() == [1, 1]  # type: ignore[union-attr]
 
 
 def test_bad_budgets_are_refused() -> None:
