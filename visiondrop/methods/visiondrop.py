@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -57,6 +57,9 @@ class VisionDrop(Reducer):
     paper = "arXiv 2506.22283"
     where = "encoder, then LLM 1/4, 1/2, 3/4"
     signal = "visual self-attention, contextual merge"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "32": {"encoder": (42, 6), "llm": {8: (30, 5), 16: (22, 4), 24: (16, 3)}},
+    }
 
     encoder: Budget | None = None
     llm: Mapping[int, Budget] = field(default_factory=dict)
