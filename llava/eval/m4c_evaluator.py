@@ -60,29 +60,30 @@ _COMMA_IN_NUMBER = re.compile(r"(?<=\d)(,)+(?=\d)")
 _MAX_PERIODS = int(re.UNICODE)
 
 
+def strip_punctuation(text: str, comma_in_number: re.Pattern[str] = _COMMA_IN_NUMBER) -> str:
+    """Delete a mark that stands beside a space (or anywhere, if digits hold a comma), else put a
+    space in its place; judged on the text before any change.  Then periods go."""
+    out = text
+    anywhere = comma_in_number.search(text) is not None
+    for mark in PUNCTUATION:
+        beside_space = mark + " " in text or " " + mark in text
+        out = out.replace(mark, "" if beside_space or anywhere else " ")
+    return _PERIOD.sub("", out, count=_MAX_PERIODS)
+
+
+def standard_words(text: str) -> str:
+    """Lower case, digits for number words, no articles, apostrophes in contractions."""
+    words = (NUMBER_WORDS.get(word, word) for word in text.lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
 class EvalAIAnswerProcessor:
     """Normalises one answer string as the EvalAI VQA server does."""
 
     def __call__(self, answer: str) -> str:
         text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
         text = text.replace("\n", " ").replace("\t", " ").strip()
-        return self._words(self._punctuation(text))
-
-    @staticmethod
-    def _punctuation(text: str) -> str:
-        """Delete a mark that stands beside a space (or anywhere, if digits hold a comma), else
-        put a space in its place; judged on the text before any change."""
-        out = text
-        comma_in_number = _COMMA_IN_NUMBER.search(text) is not None
-        for mark in PUNCTUATION:
-            beside_space = mark + " " in text or " " + mark in text
-            out = out.replace(mark, "" if beside_space or comma_in_number else " ")
-        return _PERIOD.sub("", out, count=_MAX_PERIODS)
-
-    @staticmethod
-    def _words(text: str) -> str:
-        words = (NUMBER_WORDS.get(word, word) for word in text.lower().split())
-        return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+        return standard_words(strip_punctuation(text))
 
 
 class TextVQAAccuracyEvaluator:
