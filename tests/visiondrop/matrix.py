@@ -166,6 +166,10 @@ SETTINGS: dict[str, Setting] = {
     "sparsevlm-options": Setting(
         SparseVLM((0, 5), (9, 4), noise="random", positions="original"), exempt=TEXT
     ),
+    "sparsevlm-adaptive": Setting(
+        SparseVLM((1, 4), (20, 12), adaptive=0.4),
+        exempt=TEXT | {"ledger": "counts depend on the rank of the attention"},
+    ),
     "sparsevlm+": Setting(SparseVLMPlus((1, 2, 4), (20, 12, 5)), exempt=TEXT),
     "sparsevlm+-options": Setting(
         SparseVLMPlus((2,), (PATCHES,), heads=1, positions="renumbered"), exempt=TEXT

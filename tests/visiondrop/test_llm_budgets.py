@@ -136,6 +136,7 @@ BAD: list[tuple[Any, str]] = [
     (lambda: SparseVLM((2, 6), (30, 20, 10)), "2 layers and 3 counts"),
     (lambda: SparseVLM((2, 31), (30, 20)), "before layer 32"),
     (lambda: SparseVLM((2,), (600,)), "600 tokens asked for where a picture has 576"),
+    (lambda: SparseVLM(adaptive=1.5), "adaptive=1.5"),
     (lambda: SparseVLMPlus((2,), (0,)), "0 tokens asked for"),
     (lambda: SparseVLMPlus(heads=0), "heads=0"),
     (lambda: DART(tokens=3), "would keep 3 tokens of .* 4 to 576 can stay"),
@@ -158,7 +159,12 @@ def test_impossible_budgets_are_refused(cls: type[Reducer]) -> None:
         cls.from_average(0, num_layers=32)
     with pytest.raises(ValueError, match="not reachable, least is"):
         cls.from_average(12, num_layers=32)
-    field = {"fastv": "ratio", "pyramiddrop": "ratios", "dart": "reduction_ratio"}
+    field = {
+        "fastv": "ratio",
+        "pyramiddrop": "ratios",
+        "dart": "reduction_ratio",
+        "sparsevlm": "adaptive",
+    }
     if name := field.get(cls.name):
         with pytest.raises(ValueError, match=f"tokens and {name}=.* were both given"):
             cls.from_average(200, num_layers=32, **{name: 0.5})

@@ -292,6 +292,31 @@ def test_first_choice_equals_attention_maps(name: str, kv_heads: int) -> None:
         assert stay == slow_choice(method, slow, row, image[None])
 
 
+def test_adaptive_counts_follow_the_rank() -> None:
+    """The paper's SparseVLM: int(lambda (n - rank)) dropped, from whole maps of the eager model."""
+    rows, images = [prompt(4, 9, 7), prompt(4, 9, 8)], pixels(2)
+    method = SparseVLM((2,), (1,), adaptive=0.6)
+    with method(tiny()) as trace:
+        generate(tiny(), rows, images, max_new_tokens=1, min_new_tokens=1)
+    counts = []
+    for sample, row, image in zip(trace.samples, rows, images, strict=True):
+        out = unpruned(tiny(attention="eager"), row, image[None])
+        start, end = row.index(IMAGE), row.index(IMAGE) + PATCHES
+        embeds = out.hidden_states[0][0]
+        dots = (embeds[start:end] @ embeds[end:].T).softmax(-1).mean(0)
+        raters = [i + end for i, share in enumerate(dots) if share > dots.mean()]
+        matrix = out.attentions[2][0][:, raters, start:end].mean(0)
+        values = torch.linalg.svdvals(matrix)
+        rank = int((values > values[0] * PATCHES * torch.finfo(matrix.dtype).eps).sum())
+        stage = sample.stages[0]
+        kept = PATCHES - int(0.6 * (PATCHES - rank))
+        assert rank == len(raters)
+        stay = stage.source[~stage.contextual].tolist()
+        assert stay == best(matrix.mean(0), kept)
+        counts.append(kept)
+    assert len(set(counts)) == 2
+
+
 def test_the_question_decides() -> None:
     """One picture, two questions: what stays differs, as text-guided methods mean it."""
     rows = [prompt(3, 6, 1), [*prompt(3, 6, 1)[: 4 + PATCHES], 40, 41, 42, 43, 44, 45]]

@@ -121,6 +121,8 @@ class ListedDrops(Reducer):
     inside_llm: bool = True
     official: ClassVar[tuple[int, ...]]
     """The authors' layers in a decoder of 32."""
+    counted_by: ClassVar[tuple[str, ...]] = ("tokens",)
+    """Fields that a budget sets."""
     list_patches: ClassVar[int] = 576
     """The lists in `presets`, by nominal budget, are for pictures of so many tokens."""
 
@@ -157,7 +159,7 @@ class ListedDrops(Reducer):
         """The member of `lists` with this true mean, added tokens counted, after the released
         layers scaled by depth, or with the first of them earlier (`budgets.listed_drops`).
         """
-        refuse_options(options, ("tokens",), cls.name)
+        refuse_options(options, cls.counted_by, cls.name)
         make: Any = cls
         layers, counts = listed_drops(
             tokens,
@@ -182,7 +184,7 @@ class ListedDrops(Reducer):
         **options: Any,
     ) -> Self:
         """The authors' list for this number, or one between their lists (`lists`)."""
-        refuse_options(options, ("tokens",), cls.name)
+        refuse_options(options, cls.counted_by, cls.name)
         check_average(tokens, num_patches)
         options.setdefault("layers", scaled_layers(cls.official, num_layers))
         counts = (max(1, round(count)) for count in cls.lists(tokens, num_patches))

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
+from visiondrop.adapters.base import Geometry
 from visiondrop.density_peaks import golden_ratio_noise, recycle, seeded_noise
 from visiondrop.merging import Reduction
 from visiondrop.methods.drops import ListedDrops
-from visiondrop.reducer import Positions
+from visiondrop.reducer import Positions, Reductions
 from visiondrop.text_rating import rated_by_text, text_raters
 from visiondrop.views import DecoderView
 
@@ -31,13 +33,18 @@ class SparseVLM(ListedDrops):
     int(c / 10) + 1 plain means, which stand behind the kept tokens and take part in what follows.
 
     The released code has fixed lists (`presets`, by RETAIN_TOKN) for the paper's rank-adaptive
-    counts. It names three full layers two, and leaves merged tokens out: "192" has mean 206.5.
+    counts, which `adaptive` switches on. It takes three full layers for two, and leaves merged
+    tokens out: "192" has mean 206.5.
 
     Args:
         layers: `pruning_loc`: the decoder layers whose output is pruned.
         tokens: how many visual tokens are kept after each, merged ones not counted.
         noise: what breaks ties of density: "golden-ratio" (a fixed sequence), "zero", or "random"
             (as released, but seeded by the sample's key).
+        adaptive: lambda of the paper (above 0, at most 1): int(lambda (n - rank)) tokens are
+            dropped instead, the rank being that of the raters' attention to the visual tokens, mean
+            over heads. Counts then differ by picture, and the ledger is an upper bound. Written
+            from the paper; the released code has no such thing.
         positions: "renumbered" (released) or "original" (a merged token takes its centre's).
     """
 
@@ -48,6 +55,7 @@ class SparseVLM(ListedDrops):
     signal = "text raters, recycling"
     reads_text = looks_back = uses_input = True
     official = LAYERS
+    counted_by = ("tokens", "adaptive")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "192": {"layers": LAYERS, "tokens": (300, 200, 110)},
         "128": {"layers": LAYERS, "tokens": (303, 110, 36)},
@@ -58,6 +66,7 @@ class SparseVLM(ListedDrops):
     layers: tuple[int, ...] = LAYERS
     tokens: tuple[int, ...] = (300, 200, 110)
     noise: Literal["golden-ratio", "zero", "random"] = "golden-ratio"
+    adaptive: float | None = None
     positions: Positions = "renumbered"
 
     @staticmethod
@@ -71,23 +80,45 @@ class SparseVLM(ListedDrops):
         """A token for each cluster."""
         return SparseVLM.recycled(dropped)[1]
 
-    def llm_stage(self, view: DecoderView) -> Reduction | None:
+    def check(self, geometry: Geometry) -> None:
+        """Refuse impossible layers, counts or shares."""
+        super().check(geometry)
+        if self.adaptive is not None and not 0 < self.adaptive <= 1:
+            raise ValueError(f"sparsevlm: adaptive={self.adaptive}; give above 0 and at most 1")
+
+    def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
+        """Kept and merged tokens, by layer; every token where counts are adaptive."""
+        if self.adaptive is not None:
+            return [num_patches] * num_layers
+        return super().ledger(num_layers, num_patches, has_cls)
+
+    def llm_stage(self, view: DecoderView) -> Reductions:
         """Let the raters score, keep, recycle; a lone token stays."""
         n = view.hidden.shape[1]
         if n < 2:
             return None
-        kept = self.kept(view.layer - 1, n)
         raters = text_raters(view.input_visual, view.input_text)
-        scores = self.score(view, raters)
+        attention = view.last.rows(view.text_places)[..., view.start : view.end]
+        scores = rated_by_text(attention, raters)
         ranked = scores.sort(dim=-1, descending=True, stable=True).indices
-        candidates, clusters = self.recycled(n - kept)
-        noise = self.tie_break(view, candidates)
-        return recycle(view.hidden, view.sizes, ranked, kept, candidates, clusters, noise)
+        if self.adaptive is None:
+            return self.keep(view, slice(None), ranked, self.kept(view.layer - 1, n))
+        # Counts that depend on the picture have to be read back.
+        ranks = torch.linalg.matrix_rank(attention.mean(1) * raters[..., None]).tolist()
+        drops = [int(self.adaptive * (n - rank)) for rank in ranks]
+        return [
+            self.keep(view, slice(g, g + 1), ranked, n - drop) if drop > 0 else None
+            for g, drop in enumerate(drops)
+        ]
 
-    def score(self, view: DecoderView, raters: Tensor) -> Tensor:
-        """[G, n], attention of the raters [G, a] to the tokens in the layer that just ran."""
-        rows = view.last.rows(view.text_places)
-        return rated_by_text(rows[..., view.start : view.end], raters)
+    def keep(self, view: DecoderView, rows: slice, ranked: Tensor, kept: int) -> Reduction:
+        """The `kept` best of `ranked` [G, n] and the clusters, of the pictures in `rows`."""
+        candidates, clusters = self.recycled(ranked.shape[1] - kept)
+        noise = self.tie_break(view, candidates)
+        if noise is not None and noise.dim() > 1:
+            noise = noise[rows]
+        tokens, sizes = view.hidden[rows], view.sizes[rows]
+        return recycle(tokens, sizes, ranked[rows], kept, candidates, clusters, noise)
 
     def tie_break(self, view: DecoderView, n: int) -> Tensor | None:
         """[n] or [G, n] noise for the densities of n candidates."""
