@@ -219,7 +219,9 @@ def search(optuna: Any, study: Any, space: Space, objective: Objective, trials: 
         trial.set_user_attr("method", method.to_dict())
         study.tell(trial, value)
         best = study.best_trial
-        print(f"trial {done + 1} of {trials}: cosine {value:.5f} (best {best.value:.5f})")
+        print(
+            f"trial {done + 1} of {trials}: cosine {value:.5f} (best {best.value:.5f})", flush=True
+        )
         yield value
 
 

@@ -33,7 +33,7 @@ class DTD(Reducer):
 
     Args:
         by: "feature" or "pixel".
-        threshold: None takes 0.5 by feature (the paper's) and 0.1 by pixel.
+        threshold: None takes 0.5 by feature (the paper's) and 0.1 by pixel (ours).
         share: drop this share of every later frame instead, the most alike (int(n x share) of
             them): the released code's relative mode, in which every frame drops equally.
         image_std: deviation that the pictures were normalised with (CLIP's; SigLIP: 0.5 each).

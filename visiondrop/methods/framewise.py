@@ -19,7 +19,9 @@ from visiondrop.views import PromptView
 
 @dataclass
 class FrameWise(PictureBudget):
-    """The same number of tokens for every frame: the control beside `dtd`, whose frames differ.
+    """The same number of tokens for every frame: a control of ours beside `dtd`, whose frames
+    differ. (The frame-wise mode of DTD's released code, which leaves the first frame whole, is
+    `dtd` with `share`.)
 
     "change" keeps of each frame the `tokens` that are least like the same place of the frame
     before (the first frame, with none before it, keeps evenly spaced ones); "uniform" keeps evenly

@@ -172,8 +172,9 @@ class VFlowOpt(Reducer):
         """Drop the least important, by the importance that came with the tokens."""
         assert view.score is not None
         left = self.counts(view.grid[0] * view.grid[1])[1 + self.layers.index(view.layer)]
+        score = view.score.to(view.hidden.device)
         recycling = None
         if self.recycle == "all":
             cell, number = cells(view.grid, self.grid)
             recycling = cell.to(view.identity.device)[view.identity], number
-        return prune_lowest(view.hidden, view.sizes, view.score, left, recycling)
+        return prune_lowest(view.hidden, view.sizes, score, left, recycling)
