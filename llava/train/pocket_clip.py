@@ -145,13 +145,14 @@ def features(clip: CLIPModel, count: int, seed: int, folder: Path, weights: str)
     device = clip.logit_scale.device
     parts = []
     for first in tqdm(range(0, count, CHUNK), desc="frozen features", unit="chunk"):
-        path = folder / f"{weights}-{seed}-{first}.safetensors"
+        end = min(first + CHUNK, count)
+        path = folder / f"{weights}-{seed}-{first}-{end}.safetensors"
         if not path.exists():
             rows = []
-            for at in range(first, first + CHUNK, 25):
-                scenes = [make_scene(seed, j) for j in range(at, at + 25)]
+            for at in range(first, end, 25):
+                scenes = [make_scene(seed, j) for j in range(at, min(at + 25, end))]
                 pixels = torch.from_numpy(np.stack([render(scene) for scene in scenes]))
-                ids = torch.arange(576, device=device).expand(25, -1)
+                ids = torch.arange(576, device=device).expand(len(scenes), -1)
                 with torch.autocast(device.type, torch.bfloat16):
                     h = vision_features(clip.vision_model, normalize(pixels.to(device)), ids)
                 rows.append(h.to("cpu", torch.bfloat16))
