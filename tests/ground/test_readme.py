@@ -158,8 +158,11 @@ def test_readme_tells_the_two_commands():
     said = [" ".join(words) for words in commands(REPOSITORY / "README.md")]
     assert "bash scripts/eval/textvqa.sh" in said
     assert "bash scripts/test.sh" in said
-    for script in ("scripts/eval/textvqa.sh", "scripts/test.sh"):
+    for script in ("scripts/benchmark.sh", "scripts/test.sh"):
         assert "scripts/setup.sh" in (REPOSITORY / script).read_text(), "it sets itself up"
+    for script in (REPOSITORY / "scripts" / "eval").glob("*.sh"):
+        assert f'benchmark.sh" {script.stem} "$@"' in script.read_text(), script.name
+        assert script.stat().st_mode & 0o111, script.name
 
 
 def test_continuous_integration_runs_the_tests():

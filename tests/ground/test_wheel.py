@@ -36,6 +36,11 @@ def test_every_source_file_of_both_packages(wheel):
         assert {n for n in wheel.namelist() if n.startswith(f"{package}/")} >= sources
 
 
+def test_published_numbers_come_along(wheel):
+    names = wheel.namelist()
+    assert {f"llava/eval/published/{n}.csv" for n in ("published", "sources")} <= set(names)
+
+
 def test_metadata(wheel):
     name = next(n for n in wheel.namelist() if n.endswith("METADATA"))
     lines = wheel.read(name).decode().splitlines()

@@ -31,7 +31,7 @@ LEAST = 12  # the least width of a column that is wrapped
 
 def text_of(value: Any) -> str:
     """A value as one types it: JSON, strings without quotes."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return value if isinstance(value, str) and value else json.dumps(value, default=str)
 
 
 def options_of(cls: type[Reducer]) -> dict[str, Any]:
@@ -51,12 +51,14 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     )
 
 
+def presets(cls: type[Reducer]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The presets by name; an empty one has the defaults."""
+    return list(cls.presets.items())
+
+
 def presets_text(cls: type[Reducer]) -> str:
     """`name@preset (field=value, ...); ...`"""
-    return "; ".join(
-        f"{cls.name}@{preset} ({settings_text(settings)})"
-        for preset, settings in cls.presets.items()
-    )
+    return "; ".join(f"{cls.name}@{name} ({settings_text(s)})" for name, s in presets(cls))
 
 
 def cells(cls: type[Reducer]) -> tuple[str, ...]:
@@ -110,27 +112,24 @@ def terminal_table(classes: Iterable[type[Reducer]], width: int) -> str:
 
 
 def markdown_table(classes: Iterable[type[Reducer]]) -> str:
-    """The table in Markdown; papers on arXiv are links."""
+    """The table in Markdown, papers on arXiv as links; options and presets as a list below."""
 
     def cell(text: str) -> str:
         text = text.replace("|", "\\|")
         return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
-    def code(text: str) -> str:
-        return f"`{text}`" if text else "-"
-
-    lines = [
-        "| method | title | paper | where | signal | options | presets |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    classes = list(classes)
+    lines = [f"| {' | '.join(HEAD)} |", "| --- " * len(HEAD) + "|"]
     for cls in classes:
         name, *rest = cells(cls)
-        presets = "; ".join(
-            f"`@{preset}` {code(settings_text(settings))}"
-            for preset, settings in cls.presets.items()
-        )
-        last = (code(settings_text(options_of(cls))), presets or "-")
-        lines.append("| " + " | ".join([code(name), *map(cell, rest), *last]) + " |")
+        lines.append("| " + " | ".join([f"`{name}`", *map(cell, rest)]) + " |")
+    lines += ["", "Options with their defaults, and presets (`NAME@PRESET`):", ""]
+    for cls in classes:
+        options = settings_text(options_of(cls))
+        parts = [f"`{options}`"] if options else []
+        if cls.presets:
+            parts.append("; ".join(f"`@{p}` {settings_text(s)}".strip() for p, s in presets(cls)))
+        lines.append(f"- `{cls.name}`: {'. '.join(parts) or 'no options'}")
     return "\n".join(lines) + "\n"
 
 
@@ -146,7 +145,7 @@ def to_json(classes: Iterable[type[Reducer]]) -> str:
             "needs": list(cls.needs),
             "options": {k: None if v is dataclasses.MISSING else v
                         for k, v in options_of(cls).items()},
-            "presets": {name: dict(settings) for name, settings in cls.presets.items()},
+            "presets": {name: dict(settings) for name, settings in presets(cls)},
         }
         for cls in classes
     ]  # fmt: skip
