@@ -5,6 +5,7 @@ They need several pictures in a prompt, so the identities of the matrix stand he
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -123,6 +124,11 @@ def test_scale_does_not_count_and_an_equal_frame_vanishes() -> None:
     assert trace.samples[0].tokens_per_layer == [PATCHES] * LAYERS
     held = out.past_key_values.layers[0].get_seq_length()
     assert held == len(row) - 2 * PATCHES + 4
+
+
+def test_round_trip() -> None:
+    for method in (DTD(by="pixel", image_std=(0.5,) * 3), DTD(), FrameWise(9, "uniform")):
+        assert Reducer.from_dict(json.loads(json.dumps(method.to_dict()))) == method
 
 
 def test_float64() -> None:

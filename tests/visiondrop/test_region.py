@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -168,8 +169,8 @@ def test_boxes_by_sample_key() -> None:
 
 
 def test_round_trip_and_float64() -> None:
-    method = Region({"a": [[0, 0, 0.5, 0.5]]}, "mask")
-    assert Region.from_dict(method.to_dict()) == method
+    for method in (Region({"a": [(0, 0, 0.5, 0.5)]}, "mask"), Region([(0, 0, 0.5, 0.5)])):
+        assert Region.from_dict(json.loads(json.dumps(method.to_dict()))) == method
     for fill in ("zero", "mean"):
         out = Region([[0, 0, 0.5, 0.5]], "mask", fill).projected_stage(view(0, torch.float64))  # type: ignore[arg-type]
         assert out[0] is not None and out[0].features.dtype == torch.float64

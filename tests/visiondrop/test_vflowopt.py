@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -223,6 +224,11 @@ def test_tokens_inside_are_dropped_by_the_importance_of_the_encoder() -> None:
         kept.append(([stage.kept for stage in trace.samples[0].stages], logits(out)))
     assert kept[0][0] == kept[1][0] and not torch.equal(kept[0][1], kept[1][1])
     assert [s.tokens_out for s in trace.samples[0].stages] == [18, 9, 5]
+
+
+def test_round_trip() -> None:
+    for method in (VFlowOpt(), VFlowOpt((0.5, 0.5), (3,), alpha=1, image_std=(0.5,) * 3)):
+        assert VFlowOpt.from_dict(json.loads(json.dumps(method.to_dict()))) == method
 
 
 def test_positions_are_those_of_a_shorter_input_inside_and_out() -> None:

@@ -55,6 +55,9 @@ class DTD(Reducer):
     image_std: Sequence[float] = CLIP_STD
     positions: Positions = "original"
 
+    def __post_init__(self) -> None:
+        self.image_std = tuple(self.image_std)
+
     def check(self, geometry: Geometry) -> None:
         """Refuse thresholds outside their range."""
         super().check(geometry)

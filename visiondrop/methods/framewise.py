@@ -49,6 +49,9 @@ class FrameWise(PictureBudget):
     image_std: Sequence[float] = CLIP_STD
     positions: Positions = "original"
 
+    def __post_init__(self) -> None:
+        self.image_std = tuple(self.image_std)
+
     def prompt_stage(self, view: PromptView) -> list[Reduction | None]:
         """As many of every frame."""
         similarity = frame_similarity(view, self.by, self.image_std)

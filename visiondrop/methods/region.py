@@ -58,6 +58,12 @@ class Region(Reducer):
     radius: int = 0
     positions: Positions = "original"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.boxes, Mapping):
+            self.boxes = {key: _tuples(boxes) for key, boxes in self.boxes.items()}
+        else:
+            self.boxes = _tuples(self.boxes)
+
     def check(self, geometry: Geometry) -> None:
         """Refuse boxes that are none."""
         super().check(geometry)
@@ -106,6 +112,10 @@ class Region(Reducer):
                 f"{view.keys[g]!r}; its boxes cover {int(inside.sum())} of {len(inside)} patches"
             )
         return keep_only(features, sizes, stays.nonzero().T.to(features.device))
+
+
+def _tuples(boxes: Boxes) -> list[tuple[float, ...]]:
+    return [tuple(box) for box in boxes]
 
 
 def pad_boxes(boxes: Boxes, width: int, height: int) -> list[tuple[float, float, float, float]]:

@@ -72,6 +72,7 @@ class VFlowOpt(Reducer):
 
     def __post_init__(self) -> None:
         self.ratios, self.layers = tuple(self.ratios), tuple(self.layers)
+        self.image_mean, self.image_std = tuple(self.image_mean), tuple(self.image_std)
 
     @property
     def inside_llm(self) -> bool:  # type: ignore[override]
