@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores
+from llava.eval.benchmarks.pope import POPE
 from llava.eval.benchmarks.textvqa import TextVQA
 from llava.eval.errors import EvalError
 
 BENCHMARKS: dict[str, type[Benchmark]] = {
     "textvqa": TextVQA,
+    "pope": POPE,
 }
 
 
