@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,14 +129,3 @@ def require_files(title: str, paths: Mapping[str, Path], hint: str) -> None:
     missing = [f"{what}: {path}" for what, path in paths.items() if not path.exists()]
     if missing:
         raise EvalError(f"{title} data not found ({'; '.join(missing)}); {hint}")
-
-
-def by_type(
-    per_sample: Sequence[float], types: Sequence[str | None]
-) -> dict[str, tuple[float, int]]:
-    """Mean score (0 to 100) and number of questions of each type, in alphabetical order."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for score, kind in zip(per_sample, types, strict=True):
-        if kind is not None:
-            groups[kind].append(score)
-    return {k: (100 * sum(v) / len(v), len(v)) for k, v in sorted(groups.items())}

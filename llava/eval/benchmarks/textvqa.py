@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores, by_type, require_files
+from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores, require_files
 from llava.eval.errors import EvalError
 from llava.eval.eval_textvqa import annotation_of, load_annotations, question_of, score_answers
+from llava.eval.labels import by_type
 from llava.eval.oracle import Regions, regions_of
 from llava.eval.samples import Sample
 
