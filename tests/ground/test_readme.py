@@ -68,8 +68,11 @@ def help_of(modules: set[str]) -> dict[str, str]:
 
 
 def script_module(script: Path) -> str | None:
-    """The module that a shell script hands its arguments to."""
-    found = re.findall(r"python -m ([\w.]+).*\"\$@\"", script.read_text())
+    """The module that a shell script hands its arguments to, by itself or by another script."""
+    text = script.read_text()
+    if "/../benchmark.sh" in text:
+        return script_module(script.parent / "../benchmark.sh")
+    found = re.findall(r"python -m ([\w.]+).*\"\$@\"", text)
     return found[-1] if found else None
 
 
