@@ -3,6 +3,7 @@
 # Settings, as variables or as flags (--model-path, --data, --methods, ...; --help lists them all):
 #   MODEL   checkpoint: folder or hub id          (checkpoints/pocket-llava)
 #   DATA    folder of the benchmark's files       (the bundled ones)
+#   SPLIT   of benchmarks with several            (the first that is there; VQAv2: val, test-dev)
 #   METHODS comma list, or all                    (full,visiondrop,random,uniform)
 #   TOKENS  visual tokens, mean over layers       (64)
 #   LIMIT   first N questions, or all             (all; some of the bundled data)

@@ -50,6 +50,7 @@ from llava.eval.wandb_log import check_wandb
 from visiondrop import TowerCache
 
 POCKET = "checkpoints/pocket-llava"
+POCKET_CLIP = "checkpoints/pocket-clip"  # its text half reads the question for CDPruner and TRIM
 METHODS = "full,visiondrop,random,uniform"
 BUNDLED_BATCH = 24  # whole pictures, of six questions each
 
@@ -58,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description="Answer and score a benchmark; print one table.")
     p.add_argument("benchmark", choices=sorted(BENCHMARKS))
     p.add_argument("--data", default=env("DATA"), help="folder of the benchmark's files")
+    p.add_argument(
+        "--split", default=env("SPLIT"), help="of benchmarks with several, as in test-dev"
+    )
     p.add_argument(
         "--methods",
         "--method",
@@ -142,15 +146,19 @@ def plan(
             names, budgets, seeds, geometry, None, regions, args.budget, refused, lacks
         )
         return [*others, one]
+    bundled = args.model_path == POCKET and Path(POCKET_CLIP).is_dir()
+    defaults = {"clip": POCKET_CLIP} if bundled else {}
     names = [name.strip() for name in (args.methods or METHODS).split(",") if name.strip()]
     budgets = parse_numbers("TOKENS", args.tokens or "64")
     given = parse_method_args(args.method_arg)
-    return plan_runs(names, budgets, seeds, geometry, given, regions, args.budget, refused, lacks)
+    return plan_runs(
+        names, budgets, seeds, geometry, given, regions, args.budget, refused, lacks, defaults
+    )
 
 
 def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun], list[Refusal]]:
     """Check everything that can be checked before any compute."""
-    benchmark = get_benchmark(args.benchmark)
+    benchmark = get_benchmark(args.benchmark, args.split)
     files = benchmark.files(args.data or benchmark.default_data)
     everything = benchmark.read(files)
     limit = set_defaults(args, benchmark)
@@ -169,7 +177,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun], list[Refus
     if args.reference:
         choose_reference([{"label": run.label} for run in runs], args.reference)
     processes = args.nproc or max(1, torch.cuda.device_count())
-    out = Path(args.out) / benchmark.name
+    out = Path(args.out) / "-".join(filter(None, (benchmark.name, benchmark.split)))
     job = Job(args, benchmark, files, samples, choice, config, out, processes)
     if args.tower_cache:
         job.tower_cache = TowerCache(args.tower_cache * 2**20)

@@ -13,11 +13,18 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
 }
 
 
-def get_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name; EvalError lists the known ones."""
+def get_benchmark(name: str, split: str | None = None) -> Benchmark:
+    """The benchmark of that name, at one of its splits; EvalError lists the known ones."""
     if name not in BENCHMARKS:
         raise EvalError(f"unknown benchmark {name!r}; known are {', '.join(sorted(BENCHMARKS))}")
-    return BENCHMARKS[name]()
+    benchmark = BENCHMARKS[name]()
+    if split is not None and split not in benchmark.splits:
+        raise EvalError(
+            f"{name} has no split {split!r} to choose; it has "
+            f"{', '.join(benchmark.splits) or 'one, leave SPLIT out'}"
+        )
+    benchmark.split = split
+    return benchmark
 
 
 __all__ = ["BENCHMARKS", "Benchmark", "BenchmarkFiles", "Scores", "get_benchmark"]

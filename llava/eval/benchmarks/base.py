@@ -71,6 +71,8 @@ class Benchmark(ABC):
         default_data: the bundled data's folder, of which ``bundled_limit`` questions are answered
             unless more are asked for.
         max_new_tokens: unless a flag says otherwise.
+        splits: the names that ``split`` may have; empty for benchmarks with one.
+        split: the one asked for; None for the first that is there.
     """
 
     name: str
@@ -80,6 +82,8 @@ class Benchmark(ABC):
     default_data: str
     bundled_limit: int = 100
     max_new_tokens: int = 128
+    splits: tuple[str, ...] = ()
+    split: str | None = None
     lacks: Mapping[str, str] = {"frames": "the questions here are about one picture each"}
     """Of what methods may need (`Reducer.needs`), what the data has not, and why."""
 
