@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.errors import EvalError
-from llava.eval.samples import read_jsonl
+from llava.eval.samples import Sample, read_jsonl
 
 
 def read_json(path: str | Path, what: str) -> Any:
@@ -79,6 +79,19 @@ def by_question(rows: Iterable[Mapping[str, Any]], path: str | Path = "answers")
             raise EvalError(f"{path}: question_id {row['question_id']!r} is answered twice")
         texts[name] = row["text"]
     return texts
+
+
+def question_ids(samples: Sequence[Sample], path: str | Path) -> list[Any]:
+    """The questions' ids in order; EvalError for one that comes twice."""
+    lines: dict[Any, int] = {}
+    for sample in samples:
+        if sample.question_id in lines:
+            raise EvalError(
+                f"{path}: question_id {sample.question_id!r} comes twice (lines "
+                f"{lines[sample.question_id]} and {sample.line}); answers are matched by it"
+            )
+        lines[sample.question_id] = sample.line
+    return list(lines)
 
 
 def require_known(

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores
+from llava.eval.benchmarks.gqa import GQA
 from llava.eval.benchmarks.pope import POPE
 from llava.eval.benchmarks.textvqa import TextVQA
+from llava.eval.benchmarks.vizwiz import VizWiz
+from llava.eval.benchmarks.vqav2 import VQAv2
 from llava.eval.errors import EvalError
 
 BENCHMARKS: dict[str, type[Benchmark]] = {
     "textvqa": TextVQA,
+    "vqav2": VQAv2,
+    "vizwiz": VizWiz,
+    "gqa": GQA,
     "pope": POPE,
 }
 

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Answers and scores VQAv2, and prints one table. Without settings: the bundled model and data.
+#   MODEL=liuhaotian/llava-v1.5-7b DATA=/data/vqav2 TOKENS=192,128,64 bash scripts/eval/vqav2.sh
+# SPLIT=test-dev answers it, and writes upload.json for the server beside the answers.
+# Settings (MODEL, DATA, METHODS, TOKENS, LIMIT, OUT, ...): scripts/benchmark.sh lists them.
+set -euo pipefail
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../benchmark.sh" vqav2 "$@"
