@@ -12,6 +12,7 @@ from typing import Any, Literal
 from llava.eval.cli import parse_method_args
 from llava.eval.errors import EvalError
 from llava.eval.oracle import Oracle, Regions
+from llava.eval.settings import digest_of_json
 from llava.eval.released_flags import method_from_released_flags, uses_released_flags
 from visiondrop import Full, Reducer, VisionDrop
 from visiondrop.adapters import Geometry, geometry_of
@@ -19,6 +20,9 @@ from visiondrop.methods import METHODS, build_method
 
 Budget = Literal["average", "nominal"]
 """What a number of tokens means: the true mean over decoder layers, or the papers' own count."""
+
+
+LONGEST_SUFFIX = 100
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,7 @@ def plan_runs(
     budget: Budget = "average",
     refused: list[Refusal] | None = None,
     lacks: Mapping[str, str] | None = None,
+    defaults: Mapping[str, str] | None = None,
 ) -> list[PlannedRun]:
     """Every method at every budget, seeded methods with every seed, those without budget once.
 
@@ -214,6 +219,7 @@ def plan_runs(
         regions: what the oracle knows of the samples; None where nothing is known.
         budget: what ``tokens`` means.
         lacks: of what methods may need, what the data has not, with a sentence why.
+        defaults: fields that methods take where they have them and ``method_args`` says nothing.
     """
     everything = sorted(METHODS, key=lambda name: name != Full.name)
     wanted = {
@@ -224,7 +230,9 @@ def plan_runs(
     _check_args(list(wanted), method_args or {})
     if not tokens and any(_takes_budget(name) for name in wanted):
         raise EvalError("no token budget given; use --tokens or TOKENS, as in TOKENS=64")
-    planner = _Planner(list(dict.fromkeys(seeds)), geometry, method_args or {}, budget, lacks or {})
+    planner = _Planner(
+        list(dict.fromkeys(seeds)), geometry, method_args or {}, budget, lacks or {}, defaults or {}
+    )
     runs: list[PlannedRun] = []
     for name, optional in wanted.items():
         if name == Oracle.name:
@@ -243,6 +251,12 @@ def plan_runs(
     return runs
 
 
+def args_suffix(args: Mapping[str, str]) -> str:
+    """What a cell's name says of fields that were set; many of them by a hash."""
+    text = "".join(f"+{k}={v.replace('/', '_')}" for k, v in sorted(args.items()))
+    return text if len(text) <= LONGEST_SUFFIX else f"+args={digest_of_json(dict(args))[:8]}"
+
+
 def _takes_budget(name: str) -> bool:
     """Presets hold their own budget, and some methods have none."""
     return name == Oracle.name or ("@" not in name and METHODS[name].budgeted())
@@ -257,6 +271,7 @@ class _Planner:
     method_args: Mapping[str, str]
     budget: Budget
     lacks: Mapping[str, str]
+    defaults: Mapping[str, str]
 
     def run(self, method: Reducer, tokens: int | None, seed: int | None = None, **more: Any):
         """One run; ``seed`` where the method draws."""
@@ -291,7 +306,8 @@ class _Planner:
                 f"{name} keeps every token as it is by default; set its fields with --method-arg, "
                 "or in Python"
             )
-        suffix = "".join(f"+{k}={v}" for k, v in sorted(own.items()))
+        suffix = args_suffix(own)
+        own = {k: v for k, v in self.defaults.items() if k in field_names(cls)} | own
         if tokens is not None and self.budget != "average":
             suffix += f"+budget={self.budget}"
         drawn = "seed" in field_names(cls) and "seed" not in own

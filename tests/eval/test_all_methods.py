@@ -188,6 +188,17 @@ def test_a_first_drop_that_moved_forward_is_told() -> None:
     assert (runs[9].method, runs[9].moved) == (Late(1, 5), (1,))
 
 
+def test_defaults_reach_methods_that_have_such_a_field_and_leave_the_name_alone() -> None:
+    """As the bundled model's CLIP does; what the user gives wins and stands in the name."""
+    known = {"defaults": {"dropped": "4", "clip": "x"}}
+    (run,) = plan_runs(["boxes"], [], [0], GEOMETRY, **known)
+    assert (run.method, run.cell) == (Boxes(4), "boxes-32")
+    (run,) = plan_runs(["boxes"], [], [0], GEOMETRY, {"dropped": "6"}, **known)
+    assert (run.method, run.cell) == (Boxes(6), "boxes-30+dropped=6")
+    (run,) = plan_runs(["late"], [9], [0], GEOMETRY, **known)
+    assert run.method == Late(1, 5)
+
+
 def test_nominal_budgets_lie_in_folders_of_their_own() -> None:
     (run,) = plan_runs(["late"], [4], [0], GEOMETRY, budget="nominal")
     assert run.cell == "late-4+budget=nominal" and run.method == Late(4, 4)
