@@ -184,7 +184,8 @@ def run_dart(name: str, monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> None:
     found = watch(monkeypatch, DART, "pivots")
     order = watch(monkeypatch, dart, "set_order")
     run = golden_runs.run("DART", name, method, **kwargs)
-    start, end = 5, 5 + 576
+    layout = golden_runs.data("DART")["input"]
+    start, end = layout["image_start"], layout["image_start"] + layout["n_patches"]
     for row, picture in enumerate(run.pictures):
         places = found[0][0][row].tolist()
         labels = [
