@@ -12,8 +12,8 @@ from typing import Any, Literal
 from llava.eval.cli import parse_method_args
 from llava.eval.errors import EvalError
 from llava.eval.oracle import Oracle, Regions
-from llava.eval.settings import digest_of_json
 from llava.eval.released_flags import method_from_released_flags, uses_released_flags
+from llava.eval.settings import digest_of_json
 from visiondrop import Full, Reducer, VisionDrop
 from visiondrop.adapters import Geometry, geometry_of
 from visiondrop.methods import METHODS, build_method
