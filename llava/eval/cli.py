@@ -203,7 +203,8 @@ def _expand_file(pair: str) -> list[str]:
         return [pair]
     try:
         with open(pair[1:], encoding="utf-8") as stream:
-            method = json.load(stream)["method"]
+            data = json.load(stream)
+        method = data.get("method_config") or data["method"]
         fields = {name: value for name, value in method.items() if name != "name"}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise EvalError(

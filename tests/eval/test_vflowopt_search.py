@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.eval import vflowopt_search
+from llava.eval import run_benchmark, vflowopt_search
 from llava.eval.cli import parse_method_args
 from llava.eval.errors import EvalError
 from llava.eval.loading import load_model, read_config
@@ -181,3 +181,29 @@ def test_the_loaded_model_is_left_as_it_was(tiny_model: Path, tiny_data: TinyDat
     assert found[0].shape == (1, 32)
     loaded.model(torch.tensor([[1, 2, 3]]))
     assert len(found) == 1
+
+
+def test_a_result_runs_as_a_cell_with_a_short_name(
+    tiny_model: Path, tiny_data: TinyData, tmp_path: Path
+) -> None:
+    """All fields of a found method do not fit into a folder's name; a hash of them does."""
+    found = tmp_path / "found.json"
+    method = VFlowOpt.from_average(12, num_layers=8, num_patches=36, t=1.5, alpha=0.25)
+    found.write_text(json.dumps({"method": method.to_dict()}))
+    args = [
+        "textvqa",
+        "--model-path",
+        str(tiny_model),
+        "--data",
+        str(tiny_data.folder),
+        "--limit",
+        "4",
+    ]
+    args += ["--out", str(tmp_path / "out"), "--device", "cpu", "--tokens", "12"]
+    assert run_benchmark.main([*args, "--method", "vflowopt", "--method-arg", f"@{found}"]) == 0
+    (result,) = (tmp_path / "out").rglob("result.json")
+    assert len(result.parent.name) < 40 and result.parent.name.startswith("vflowopt-12+args=")
+    written = json.loads(result.read_text())
+    assert VFlowOpt.from_dict(written["method_config"]) == method
+    assert parse_method_args([f"@{result}"]) == parse_method_args([f"@{found}"])
+    assert abs(written["mean_tokens"] - 12) <= 0.5
