@@ -52,6 +52,7 @@ def make_row(sample: Sample, settings: RunSettings, text: str, metadata: dict[st
         "answer_id": answer_id(sample, settings),
         "model_id": settings.model,
         "image": sample.image,
+        **sample.beside,
         "metadata": metadata,
     }
     if sample.round_id is not None:

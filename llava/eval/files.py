@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one, never a part."""
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
         with temporary.open("wb") as stream:
-            stream.write(text.encode())
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

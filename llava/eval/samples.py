@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -27,6 +27,7 @@ INSTRUCTIONS = (
     "Please answer this question with one word.",
     "Please answer yes or no.",
     "When the provided information is insufficient, respond with 'Unanswerable'.",
+    "请直接回答选项字母。",
 )
 """Lines that LLaVA's question files put behind a question."""
 
@@ -66,6 +67,7 @@ class Sample:
         round_id: the turn of a conversation, where the file has it.
         line: its line in the question file, from 1.
         category: what the file sorts it under, where it does; not part of the key.
+        beside: what else its line of the answers file holds; not part of the key.
     """
 
     question_id: Any
@@ -74,6 +76,7 @@ class Sample:
     round_id: Any = None
     line: int = 0
     category: str | None = None
+    beside: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def key(self) -> str:
