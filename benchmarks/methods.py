@@ -7,9 +7,9 @@
 A LLaVA of moderate width with random weights (no time depends on their values), one picture, one
 thread, processor time. "Choosing" is all that a method does at its stages: scores, selection,
 merging, the projections that they need, and a text encoder where it has one. "The rest" is what is
-left of the same prefill: vision tower and decoder; "of the LLM" leaves the tower out. Both shares
-come from one run. The tower runs once and its output is shared (except for methods inside it); its
-time is measured beside each case. Results are kept case by case: stopped, the same command goes on.
+left of the same prefill: vision tower and decoder; "of the LLM" leaves the tower out. The tower runs
+once and its output is shared (except for methods inside it); its time is measured apart, before the
+cases of a picture size. Results are kept case by case: stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -63,26 +63,36 @@ class Watch:
 
 
 @torch.inference_mode()
+def tower_time(model: Any, warmup: int, repeats: int, clock: str = "processor") -> float:
+    """Median time of the unpruned vision tower and projector on one picture, in seconds."""
+    pixels = prompt(model, 1)["pixel_values"]
+    stopwatch, seconds = Stopwatch(model.device, clock), []
+    for _ in range(warmup + repeats):
+        stopwatch.start()
+        model.get_image_features(pixel_values=pixels)
+        seconds.append(stopwatch.stop())
+    return statistics.median(seconds[warmup:])
+
+
+@torch.inference_mode()
 def measure(
     model: Any,
     method: Reducer,
     row: Row,
+    tower: float,
     text_tokens: int,
     warmup: int,
     repeats: int,
     clock: str = "processor",
 ) -> Row:
-    """Fill `row` in: prefills with `method`, each beside a run of the bare vision tower."""
+    """Fill `row` in by prefills with `method`; `tower` seconds are the bare vision tower's."""
     inputs = prompt(model, text_tokens)
     inner, outer = (Stopwatch(model.device, clock) for _ in range(2))
     watch = Watch(method, inner)
     inside_tower = method.before_llm and method.before == "tower"
     cache = None if inside_tower else TowerCache(2**31)
-    choosing, rest, tower = [], [], []
+    choosing, rest = [], []
     for turn in range(warmup + repeats):
-        outer.start()
-        model.get_image_features(pixel_values=inputs["pixel_values"])
-        seconds = outer.stop()
         watch.spent, watch.calls = 0.0, 0
         with method(model, tower_cache=cache, questions=[QUESTION]) as trace:
             trace.set_pictures(None if inside_tower else ["picture"])
@@ -94,13 +104,12 @@ def measure(
             model(**inputs, use_cache=True, logits_to_keep=1)
             whole = outer.stop()
         if turn >= warmup:
-            tower.append(seconds)
             choosing.append(watch.spent)
             rest.append(whole - watch.spent)
     row.mean_tokens = statistics.fmean(trace.samples[0].tokens_per_layer)
     row.stages = watch.calls
-    row.choosing, row.tower = statistics.median(choosing), statistics.median(tower)
-    remains = [r if inside_tower else r + t for r, t in zip(rest, tower, strict=True)]
+    row.choosing, row.tower = statistics.median(choosing), tower
+    remains = [r if inside_tower else r + tower for r in rest]
     shares = [c / r for c, r in zip(choosing, remains, strict=True)]
     row.share, row.share_quartiles = statistics.median(shares), quartiles(shares)
     if not inside_tower:
@@ -210,27 +219,19 @@ def main(argv: list[str] | None = None) -> list[Row]:
                     "machine": machine(model),
                 }
                 store = Store(args.json, settings)
-            for name in names:
-                for tokens in args.tokens:
-                    key = f"{patches}/{name}/{tokens}"
-                    if key in store.rows:
-                        continue
-                    row = Row(name, patches, tokens)
-                    method = build(name, tokens, geometry_of(model), clip)
-                    if isinstance(method, str):
-                        row.reason = method
-                    else:
-                        measure(
-                            model,
-                            method,
-                            row,
-                            args.text_tokens,
-                            args.warmup,
-                            args.repeats,
-                            args.clock,
-                        )
-                    store.add(key, row)
-                    print("  ".join(f"{c:>12}" for c in (str(patches), *cells(row))), flush=True)
+            cases = [(f"{patches}/{name}/{t}", name, t) for name in names for t in args.tokens]
+            todo = [case for case in cases if case[0] not in store.rows]
+            turns = (args.warmup, args.repeats, args.clock)
+            tower = tower_time(model, *turns) if todo else 0.0
+            for key, name, tokens in todo:
+                row = Row(name, patches, tokens)
+                method = build(name, tokens, geometry_of(model), clip)
+                if isinstance(method, str):
+                    row.reason = method
+                else:
+                    measure(model, method, row, tower, args.text_tokens, *turns)
+                store.add(key, row)
+                print("  ".join(f"{c:>12}" for c in (str(patches), *cells(row))), flush=True)
             del model
     assert store is not None
     order = {name: i for i, name in enumerate(METHODS)}
