@@ -14,12 +14,12 @@ import argparse
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llava.eval.errors import EvalError, run_main
+from llava.eval.labels import by_question, read_answers, require_known
 from llava.eval.samples import Sample, read_jsonl, read_questions
 
 PREFIX, ENDING = "coco_pope_", ".json"
@@ -191,23 +191,6 @@ def report(counts: Counts) -> str:
     )
 
 
-def answers_by_id(path: str | Path) -> dict[Any, Mapping[str, Any]]:
-    """Rows of an answers file by question id; EvalError where two rows share one."""
-    rows: dict[Any, Mapping[str, Any]] = {}
-    for number, row in read_jsonl(path):
-        if "question_id" not in row or not isinstance(row.get("text"), str):
-            raise EvalError(f'{path}, line {number}: an answer needs "question_id" and "text"')
-        if row["question_id"] in rows:
-            raise EvalError(
-                f"{path}, line {number}: question_id {row['question_id']!r} is answered twice; "
-                "remove one of the lines"
-            )
-        rows[row["question_id"]] = row
-    if not rows:
-        raise EvalError(f"{path} holds no answer")
-    return rows
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Score POPE answers, category by category.")
     parser.add_argument("--annotation-dir", required=True, help="holds coco_pope_<category>.json")
@@ -216,22 +199,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     samples = read_questions(args.question_file)
     truth = match_labels(samples, args.annotation_dir, args.question_file)
-    answers = answers_by_id(args.result_file)
-    unknown = set(answers) - {sample.question_id for sample in samples}
-    if unknown:
-        raise EvalError(
-            f"{args.result_file} answers {len(unknown)} questions that are not in "
-            f"{args.question_file}, question_id {min(unknown, key=str)!r} among them; give the "
-            "question file that was answered"
-        )
+    answers = by_question(read_answers(args.result_file), args.result_file)
+    asked = {str(sample.question_id): sample for sample in samples}
+    require_known(list(answers), asked, "question", args.question_file)
     f1 = []
     for category in dict.fromkeys(str(sample.category) for sample in samples):
         members = [s for s in samples if s.category == category]
-        answered = [s for s in members if s.question_id in answers]
+        answered = [s for s in members if str(s.question_id) in answers]
         some = "" if len(answered) == len(members) else f" of {len(members)}"
         print(f"Category: {category}, # samples: {len(answered)}{some}")
         if answered:
-            said = [says_yes(answers[s.question_id]["text"]) for s in answered]
+            said = [says_yes(answers[str(s.question_id)]) for s in answered]
             counts = count(said, [truth[s.key] for s in answered])
             f1.append(counts.f1)
             print(report(counts))

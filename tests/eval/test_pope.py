@@ -198,7 +198,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "0.500, 0.333, 0.500, 0.500, 0.667" in out and "Mean F1: 50.00" in out
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[2]]))
     assert run_main(main, args) == 2
-    assert "line 8: question_id 3 is answered twice" in capsys.readouterr().err
+    assert "question_id 3 is answered twice" in capsys.readouterr().err
 
 
 def spoil(path: Path, line: int, **changes: Any) -> None:

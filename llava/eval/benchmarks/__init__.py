@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores
 from llava.eval.benchmarks.gqa import GQA
+from llava.eval.benchmarks.mmbench import MMBench, MMBenchCN
+from llava.eval.benchmarks.mmvet import MMVet
 from llava.eval.benchmarks.pope import POPE
+from llava.eval.benchmarks.sqa import ScienceQA
 from llava.eval.benchmarks.textvqa import TextVQA
 from llava.eval.benchmarks.vizwiz import VizWiz
 from llava.eval.benchmarks.vqav2 import VQAv2
@@ -16,6 +19,10 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "vizwiz": VizWiz,
     "gqa": GQA,
     "pope": POPE,
+    "mmbench": MMBench,
+    "mmbench_cn": MMBenchCN,
+    "mmvet": MMVet,
+    "sqa": ScienceQA,
 }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores, require_files
 from llava.eval.eval_pope import count, figures_of, label_file, match_labels, says_yes
+from llava.eval.labels import failed
 from llava.eval.samples import Sample, answer_key
 
 
@@ -48,8 +49,7 @@ class POPE(Benchmark):
         categories = [category_of[answer_key(row)] for row in rows]
         # An answer that could not be given is the wrong one, whichever that is.
         said = [
-            not label if "error" in row.get("metadata", {}) else says_yes(row["text"])
-            for row, label in zip(rows, labels)
+            not label if failed(row) else says_yes(row["text"]) for row, label in zip(rows, labels)
         ]
         details, sizes = {}, {}
         for category in sorted(set(categories)):
