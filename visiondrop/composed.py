@@ -95,9 +95,12 @@ class Composed(Reducer):
             part.check(geometry)
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
-        """The smaller of both parts' at each layer."""
-        ledgers = (p.ledger(num_layers, num_patches, has_cls) for p in self.parts)
-        return [min(pair) for pair in zip(*ledgers, strict=True)]
+        """What the inner part leaves of what the outer one hands the LLM."""
+        held = self.outer.ledger(num_layers, num_patches, has_cls)
+        if self.inner is self.outer:
+            return held
+        inner = self.inner.ledger(num_layers, held[0], has_cls)
+        return [min(pair) for pair in zip(held, inner, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """Both parts, whole."""

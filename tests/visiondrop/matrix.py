@@ -179,6 +179,7 @@ SETTINGS: dict[str, Setting] = {
         DART(3, tokens=7, visual_pivots=2, text_pivots=3, order="norm", positions="renumbered"),
         exempt=TEXT,
     ),
+    "composed-ratios": Setting(Uniform(24) + PyramidDrop((2, 4), (0.5, 0.25)), exempt=TEXT),
     "composed-text": Setting(Uniform(20, positions="original") + DART(3, tokens=9), exempt=TEXT),
     "yopo-after-vmtc_cmai": Setting(VmtcCmai(15) + Yopo(window=3), exempt=TEXT),
     "vmtc_cmai": Setting(VmtcCmai(12), exempt=TEXT),
