@@ -32,6 +32,7 @@ from visiondrop.methods.sparsevlm_plus import SparseVLMPlus
 from visiondrop.methods.tome import ToMe
 from visiondrop.methods.trim import Trim
 from visiondrop.methods.vflowopt import VFlowOpt
+from visiondrop.methods.visiondrop_div import VisionDropDiv
 from visiondrop.methods.visionzip import VisionZip
 from visiondrop.methods.vispruner import VisPruner
 from visiondrop.methods.vista import Vista
@@ -85,6 +86,10 @@ SETTINGS: dict[str, Setting] = {
     ),
     "visiondrop-llm-only": Setting(VisionDrop(llm={1: (20, 3)}, positions="original")),
     "visiondrop-encoder-only": Setting(VisionDrop(encoder=(9, 0), merge="mean")),
+    "visiondrop_div": Setting(
+        VisionDropDiv(encoder=(14, 4), llm={2: (10, 3), 4: (7, 2), 6: (4, 1)}),
+        whole=VisionDropDiv(llm={2: (PATCHES, 0)}),
+    ),
     "random": Setting(Random(9, seed=3), whole=Random(PATCHES)),
     "random-original": Setting(Random(7, seed=4, positions="original")),
     "uniform": Setting(Uniform(8), whole=Uniform(PATCHES)),

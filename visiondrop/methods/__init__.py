@@ -38,6 +38,7 @@ from visiondrop.methods.tome import ToMe
 from visiondrop.methods.trim import Trim
 from visiondrop.methods.vflowopt import VFlowOpt
 from visiondrop.methods.visiondrop import VisionDrop
+from visiondrop.methods.visiondrop_div import VisionDropDiv
 from visiondrop.methods.visionzip import VisionZip
 from visiondrop.methods.vispruner import VisPruner
 from visiondrop.methods.vista import Vista
@@ -52,6 +53,7 @@ METHODS: dict[str, type[Reducer]] = {
     cls.name: cls
     for cls in (
         VisionDrop,
+        VisionDropDiv,
         VisionZip,
         FasterVLM,
         VisPruner,

@@ -31,7 +31,7 @@ class VisionDropDiv(VisionDrop):
     is corrected for causality ("expectation"). A step looks at all n^2 similarities.
 
     The form and the defaults were chosen on half of the bundled sample's pictures and confirmed on
-    the other half: `docs/results/visiondrop_div.md` says where it helps and what that is worth.
+    the other half: `docs/visiondrop-div.md` says where it helps and what that is worth.
 
     Args:
         alpha: power of the score; 0 asks for coverage of all tokens alike.
