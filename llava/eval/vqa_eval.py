@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from llava.eval.m4c_evaluator import standard_words, strip_punctuation
 
@@ -32,6 +33,7 @@ def one_line(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=2**16)  # two million answers of VQAv2, few of them different
 def normalise(answer: str) -> str:
     """An answer as the official VQA script compares it."""
     return standard_words(strip_punctuation(one_line(answer), _COMMA_IN_NUMBER))
