@@ -7,9 +7,10 @@
 A LLaVA of moderate width with random weights (no time depends on their values), one picture, one
 thread, processor time. "Choosing" is all that a method does at its stages: scores, selection,
 merging, the projections that they need, and a text encoder where it has one. "The rest" is what is
-left of the same prefill: vision tower and decoder; "of the LLM" leaves the tower out. The tower runs
-once and its output is shared (except for methods inside it); its time is measured apart, before the
-cases of a picture size. Results are kept case by case: stopped, the same command goes on.
+left of the same prefill: vision tower and decoder; "of the LLM" leaves the tower out. The tower
+runs once and its output is shared (except for methods inside it); its time is measured apart,
+before the cases of a picture size. Results are kept case by case: stopped, the same command goes
+on.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+MACHINE = ("device", "threads", "dtype", "torch", "transformers")
+"""What the report says of the machine."""
+
 LIMIT = 0.1
 """The share of the rest that a choice should not exceed."""
 
@@ -102,7 +105,7 @@ def markdown(rows: list[Row], settings: dict[str, Any], command: str) -> str:
         f"Time of selection over time of the prefill that remains. {settings['description']}; one "
         f"picture and {settings['text_tokens']} text tokens; median and quartiles of "
         f"{settings['repeats']} prefills, {settings['clock']} time, "
-        + ", ".join(f"{key} {value}" for key, value in settings["machine"].items())
+        + ", ".join(f"{key} {settings['machine'][key]}" for key in MACHINE)
         + f". *of the rest*: tower and LLM; *of the LLM*: without the tower. ! marks more than "
         f"{LIMIT:.0%}. The decoder is narrower than a real one (width 1024, not 4096), which makes "
         f"every share larger than it is there. Made by `{command}`.\n",

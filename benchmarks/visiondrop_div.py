@@ -31,8 +31,9 @@ from transformers import DynamicCache
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.answering import LoadedModel
-from llava.eval.benchmarks.textvqa import TextVQA
+from llava.eval.benchmarks.textvqa import TextVQA, question_types
 from llava.eval.errors import EXIT_OK, run_main
+from llava.eval.eval_textvqa import question_of
 from llava.eval.files import write_atomically
 from llava.eval.intervals import bootstrap_intervals
 from llava.eval.loading import ModelChoice, load_model
@@ -97,6 +98,8 @@ class Questions:
             (s for s in samples if str(s.image) in place), key=lambda s: place[str(s.image)]
         )
         self.pictures = [str(s.image) for s in self.samples]
+        types = question_types(self.files.types)
+        self.kinds = [types[str(s.question_id), question_of(s.prompt)] for s in self.samples]
         self.towers = TowerCache(CACHE_BYTES)
         self.dataset = QuestionDataset(
             self.samples,
@@ -207,9 +210,11 @@ def answered(types: Mapping[str, Mapping[str, float]]) -> float:
     return sum(kind["score"] * kind["n"] for kind in kinds) / total if total else float("nan")
 
 
-def compare(cells: Mapping[str, dict], pictures: Sequence[str]) -> list[dict[str, Any]]:
+def compare(
+    cells: Mapping[str, dict], pictures: Sequence[str], kinds: Sequence[str]
+) -> list[dict[str, Any]]:
     """Rows of one budget: each arm's scores, and its differences from the two VisionDrops with
-    intervals, in points.
+    intervals, in points; from the plain one also for each question type.
     """
     scores = 100 * np.array([found["scores"] for found in cells.values()]).T
     names, rows = list(cells), []
@@ -218,6 +223,11 @@ def compare(cells: Mapping[str, dict], pictures: Sequence[str]) -> list[dict[str
         for reference in (PLAIN, CORRECTED)
         if reference in cells
     }
+    by_kind = {}
+    for kind in sorted(set(kinds)) if PLAIN in cells else ():
+        some = [i for i, other in enumerate(kinds) if other == kind]
+        difference = scores[some] - scores[some][:, [names.index(PLAIN)]]
+        by_kind[kind] = bootstrap_intervals(difference, [pictures[i] for i in some])
     for i, (name, found) in enumerate(cells.items()):
         row = {
             "method": name,
@@ -230,6 +240,8 @@ def compare(cells: Mapping[str, dict], pictures: Sequence[str]) -> list[dict[str
         for reference, found_intervals in intervals.items():
             if name != reference:
                 row[f"minus {reference}"] = found_intervals[i].to_dict()
+        if name != PLAIN:
+            row["types minus visiondrop"] = {k: v[i].to_dict() for k, v in by_kind.items()}
         rows.append(row)
     return rows
 
@@ -301,17 +313,17 @@ def main(argv: list[str] | None = None) -> int:
     }
     folder, layers = args.out / args.half, loaded.model.config.text_config.num_hidden_layers
     full = {"full": cell(questions, Full(), folder / "full.json", base)}
-    rows = compare(full, questions.pictures)
+    rows = compare(full, questions.pictures, questions.kinds)
     for tokens in sorted(map(int, args.tokens.split(",")), reverse=True):
         cells = {
             name: cell(questions, method, folder / file_name(name, tokens), base)
             for name, method in arms(tokens, layers, args.half).items()
         }
-        rows += compare(cells, questions.pictures)
-    stem = "visiondrop_div" + ("" if args.half == HALVES[1] else "_development")
+        rows += compare(cells, questions.pictures, questions.kinds)
+    stem = "visiondrop_div" if args.half == HALVES[1] else "visiondrop_div_development"
     command = " ".join(["python -m benchmarks.visiondrop_div", *(argv or sys.argv[1:])])
     text = f"{table(rows)}\n{note(questions, args.half, choice.dtype_name, command)}"
-    write_atomically(args.results / f"{stem}_table.md", text)
+    write_atomically(args.results / f"{stem}.md", text)
     result = json.dumps({"settings": base, "rows": rows}, indent=1)
     write_atomically(args.results / f"{stem}.json", result + "\n")
     print(text)

@@ -58,7 +58,13 @@ Intervals = Mapping[str, Mapping[str, Interval]]
 
 def place_of(result: Mapping[str, Any]) -> str:
     """Which of ``PLACES`` a result's method acts in."""
-    method = Reducer.from_dict(dict(result["method_config"]))
+    try:
+        method = Reducer.from_dict(dict(result["method_config"]))
+    except (TypeError, ValueError) as error:
+        raise EvalError(
+            f"{result['cell']} was made by another version of its method ({error}); give "
+            "--overwrite, or another folder with --out"
+        ) from None
     if method.name in CONTROLS:
         return "control"
     if method.before_llm and (method.inside_llm or method.extension() is not None):
