@@ -132,9 +132,9 @@ class Job:
             store.seconds,
             run.seed,
         )
-        result["files"] = [
-            file.name for file in self.benchmark.write_files(rows, self.files, store.path.parent)
-        ]
+        folder = store.path.parent
+        written = self.benchmark.write_files(rows, self.files, folder)
+        result["files"] = [file.relative_to(folder).as_posix() for file in written]
         result["label"], result["cell"], result["budget"] = run.label, run.cell, run.budget
         if run.moved:
             result["layers"] = list(run.moved)

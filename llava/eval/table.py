@@ -102,8 +102,9 @@ def caption(results: Sequence[Mapping[str, Any]], reference: str | None = None) 
     compared = f"; {describe(reference)}" if reference is not None else ""
     budgets = {r.get("budget") for r in results} - {None}
     asked = "the papers' count" if budgets == {"nominal"} else "the same mean"
+    split = f"{first['split']}, " if first.get("split") else ""
     return (
-        f"{first['model']}, {first['n']} questions, batch {first['batch_size']}, {first['dtype']}, "
+        f"{first['model']}, {split}{first['n']} questions, batch {first['batch_size']}, {first['dtype']}, "
         f"{first['attn_implementation']} on {first['device']}; tokens: mean of visual tokens over "
         f"decoder layers, measured; asked: {asked}, as asked for; FLOPs: prefill of one sample"
         f"{spread}{compared}"
