@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from llava.eval.answering import LoadedModel, answer_questions
@@ -28,19 +29,24 @@ from llava.eval.cli import (
 )
 from llava.eval.errors import EXIT_FAILED_SAMPLES, EXIT_OK, run_main
 from llava.eval.loading import load_model, read_config
+from llava.eval.pictures import Folder, Pictures
 from llava.eval.planning import geometry_of_config, plan_one
 from llava.eval.preparing import QuestionDataset, build_prompt
-from llava.eval.samples import SHOWN, batches_of, check_images, chunk_of_batches, read_questions
+from llava.eval.samples import SHOWN, Sample, batches_of, chunk_of_batches, read_questions
 from llava.eval.wandb_log import LoggedRun, check_wandb, log_run
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(
+    description: str = "Answer a question file.",
+    questions: str = "jsonl: question_id, image, text",
+    folder: bool = True,
+) -> argparse.ArgumentParser:
+    """LLaVA's flags and ours; ``folder`` where the pictures are in one."""
     p = argparse.ArgumentParser(
-        description="Answer a question file.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("--question-file", required=True, help="jsonl: question_id, image, text")
-    p.add_argument("--image-folder", required=True)
+    p.add_argument("--question-file", required=True, help=questions)
+    p.add_argument("--image-folder", required=folder, help="" if folder else "not used")
     p.add_argument("--answers-file", required=True)
     p.add_argument("--num-chunks", type=int, default=1, help="split the questions into so many")
     p.add_argument("--chunk-idx", type=int, default=0, help="and answer this part, from 0")
@@ -60,10 +66,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     everything = read_questions(args.question_file, args.limit)
+    return answer(args, everything, Folder(args.image_folder))
+
+
+def answer(args: argparse.Namespace, everything: Sequence[Sample], pictures: Pictures) -> int:
+    """Answer the chunk of the questions that the flags name; returns the exit status."""
     batches = batches_of(len(everything), args.batch_size)
     chunk = chunk_of_batches(len(batches), args.num_chunks, args.chunk_idx)
     samples = [everything[i] for k in chunk for i in batches[k]]
-    check_images(samples, args.image_folder)
+    pictures.check(samples)
     build_prompt("", args.conv_mode)
     choice = model_choice(args)
     config = read_config(choice)
@@ -80,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         loaded = loaded or load_model(choice)
         return loaded, QuestionDataset(
             samples,
-            args.image_folder,
+            pictures,
             loaded.tokenizer,
             loaded.image_processor,
             loaded.model.config,
