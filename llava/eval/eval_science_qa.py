@@ -20,7 +20,7 @@ from typing import Any
 
 from llava.eval.errors import EvalError, run_main
 from llava.eval.files import write_atomically
-from llava.eval.labels import read_answers, read_json
+from llava.eval.labels import read_answers, read_json, words_of
 from llava.eval.samples import Sample, check_distinct, check_image_name
 
 OPTIONS = "ABCDE"
@@ -111,11 +111,6 @@ def read_question_list(path: str | Path) -> list[Sample]:
         samples.append(Sample(name, prompt, image or None, line=number))
     check_distinct(samples, path)
     return samples
-
-
-def words_of(text: str) -> str:
-    """A text without spaces and marks, to find it in another version of itself."""
-    return re.sub(r"[\W_]+", "", text).lower()
 
 
 def check_problems(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,11 @@ def human_answers(entry: Mapping[str, Any], where: str) -> list[str]:
             f"{str(entry.get('answers'))[:80]!r}; use the official file"
         )
     return answers
+
+
+def words_of(text: str) -> str:
+    """A text without spaces and marks, in lower case, to find it in another version of itself."""
+    return re.sub(r"[\W_]+", "", text).lower()
 
 
 def failed(row: Mapping[str, Any]) -> bool:

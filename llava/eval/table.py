@@ -104,10 +104,10 @@ def caption(results: Sequence[Mapping[str, Any]], reference: str | None = None) 
     asked = "the papers' count" if budgets == {"nominal"} else "the same mean"
     split = f"{first['split']}, " if first.get("split") else ""
     return (
-        f"{first['model']}, {split}{first['n']} questions, batch {first['batch_size']}, {first['dtype']}, "
-        f"{first['attn_implementation']} on {first['device']}; tokens: mean of visual tokens over "
-        f"decoder layers, measured; asked: {asked}, as asked for; FLOPs: prefill of one sample"
-        f"{spread}{compared}"
+        f"{first['model']}, {split}{first['n']} questions, batch {first['batch_size']}, "
+        f"{first['dtype']}, {first['attn_implementation']} on {first['device']}; tokens: mean of "
+        f"visual tokens over decoder layers, measured; asked: {asked}, as asked for; FLOPs: "
+        f"prefill of one sample{spread}{compared}"
     )
 
 
