@@ -1,5 +1,6 @@
 """Figures in docs/methods.md that no other test holds: recomputed."""
 
+import json
 import re
 from pathlib import Path
 
@@ -46,3 +47,25 @@ def test_every_golden_file_is_named() -> None:
     other = {"BASELINE.json", "BASELINE_next.json", "scoring.json"}
     section = GUIDE.split("## What was checked against what")[1]
     assert set(re.findall(r"`(\w+\.json)`", section)) == files - other
+
+
+def test_found_settings_of_vflowopt_are_those_of_the_files() -> None:
+    """Each file is a method with the average it was searched at; the guide's table is the files."""
+    from visiondrop.methods.vflowopt import VFlowOpt
+
+    block = re.search(r"<!-- vflowopt:begin -->\n(.*?)<!-- vflowopt:end -->", GUIDE, re.S)
+    assert block is not None
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in block.group(1).splitlines()[2:]]
+    assert [row[0] for row in rows] == ["192", "128", "64", "32"]
+    for tokens, *cells in rows:
+        file = REPOSITORY / "docs/results/vflowopt" / f"{tokens}.json"
+        found = json.loads(file.read_text(encoding="utf-8"))
+        method = VFlowOpt.from_dict(found["method"])
+        method.check(Geometry(num_layers=16, num_patches=576, has_cls=True, grid=(24, 24)))
+        assert abs(method.mean_tokens(16) - int(tokens)) <= 0.5
+        assert method.mean_tokens(16) == found["mean_tokens"]
+        assert found["cosine"] > found["cosine_of_released_shape"]
+        counts = ", ".join(map(str, method.counts(576)))
+        numbers = [f"{method.t:.2f}", f"{method.alpha:.2f}", f"{method.grid:.1f}"]
+        cosines = [f"{found[k]:.3f}" for k in ("cosine_of_released_shape", "cosine")]
+        assert cells == [counts, *numbers, *cosines]
