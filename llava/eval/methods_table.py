@@ -44,12 +44,15 @@ PLACES = (
     *("vision encoder", "before the LLM", "inside the LLM", "before and inside"),
     *("control", "no token dropped"),
 )
-CONTROLS = ("full", "random", "uniform")
+FULL = "full"
+CONTROLS = (FULL, "random", "uniform")
 HEAD = [
     *("method", "place", "asked", "tokens", "accuracy"),
     *(f"vs {name}" for name in REFERENCES),
     *("relative", "FLOPs"),
 ]
+
+UNBUDGETED = "without a budget"
 
 Result = dict[str, Any]
 Intervals = Mapping[str, Mapping[str, Interval]]
@@ -116,9 +119,17 @@ def compare_all(out: Path, results: Sequence[Result], data: Path) -> Intervals:
         first = keys
     pictures = [str(image) for _, _, image in first or []]
     present = {result["label"] for result in results}
-    return {
+    found = {
         name: compare(results, scores, pictures, name) for name in REFERENCES if name in present
     }
+    whole = [result for result in results if result.get("budget") is None]
+    found[FULL] = compare(whole, scores, pictures, FULL) if FULL in present else {}
+    return found
+
+
+def full_score(results: Sequence[Result]) -> str:
+    """The unpruned model's score, as text."""
+    return next((f"{r['score']:.1f}" for r in results if r["method"] == FULL), "not answered")
 
 
 def rows_of(results: Sequence[Result], intervals: Intervals) -> list[list[str]]:
@@ -138,7 +149,7 @@ def rows_of(results: Sequence[Result], intervals: Intervals) -> list[list[str]]:
                 score,
                 *(
                     show_interval(intervals.get(name, {}).get(result["cell"]))
-                    for name in REFERENCES
+                    for name in (REFERENCES if result.get("budget") else (FULL, "-"))
                 ),
                 "-" if share is None else f"{share:.1f} %",
                 format_flops(result["flops"]),
@@ -148,9 +159,13 @@ def rows_of(results: Sequence[Result], intervals: Intervals) -> list[list[str]]:
 
 
 def overview(
-    results: Sequence[Result], intervals: Intervals, tokens: Sequence[int]
+    results: Sequence[Result],
+    intervals: Intervals,
+    refused: Sequence[Refusal],
+    tokens: Sequence[int],
 ) -> tuple[list[str], list[list[str]]]:
     """Methods x budgets: the score, with a mark where it surely differs from the reference's."""
+    reasons = {(r.name, r.tokens): r.cell.split(", ")[-1] for r in refused}
     against = intervals.get(REFERENCES[0], {})
     cells = {(r["label"], r["tokens"]): r for r in results if r.get("budget")}
     head = ["method", "place", *map(str, tokens)]
@@ -160,7 +175,7 @@ def overview(
         for budget in tokens:
             result = cells.get((label, budget))
             if result is None:
-                row.append("-")
+                row.append(reasons.get((label, budget), "-"))
                 continue
             places.add(place_of(result))
             found = against.get(result["cell"])
@@ -203,17 +218,23 @@ def write(
         "# All methods on TextVQA\n",
         f"![score against true mean tokens]({STEM}.png)\n",
         f"▲ better and ▼ worse than {REFERENCES[0]} at the same budget: its 95 % interval leaves "
-        "out 0.\n",
-        markdown(*overview(results, intervals, tokens)),
+        "out 0. *least is*: the budget is not reachable, since layers before the first drop see "
+        f"every token. The unpruned model: {full_score(results)}.\n",
+        markdown(*overview(results, intervals, refused, tokens)),
     ]
     groups: dict[str, list[list[str]]] = {}
     for result, row in zip(results, rows, strict=True):
-        budget = f"{result['tokens']} tokens" if result.get("budget") else "without a budget"
+        budget = f"{result['tokens']} tokens" if result.get("budget") else UNBUDGETED
         groups.setdefault(budget, []).append(row)
     for name, group in groups.items():
-        parts += [f"## {name}\n", markdown(HEAD, group)]
+        head = HEAD
+        if name == UNBUDGETED:  # compared with the unpruned model, and with nothing else
+            head = [f"vs {FULL}" if i == 5 else n for i, n in enumerate(HEAD) if i != 6]
+            group = [[cell for i, cell in enumerate(row) if i != 6] for row in group]
+        parts += [f"## {name}\n", markdown(head, group)]
     if refused:
-        parts += ["## Not run\n", "".join(f"- {line}\n" for line in notes(refused))]
+        told = [line.removeprefix("not run: ") for line in notes(refused)]
+        parts += ["## Not run\n", "".join(f"- {line}\n" for line in told)]
     parts.append(f"{note(results)} Made by `{command}`.\n")
     sheet = io.StringIO()
     columns = ["method", "place", "asked", "mean_tokens", "layers", "n", "accuracy", "spread"]

@@ -129,6 +129,8 @@ def test_markdown_marks_what_surely_differs(made: tuple[Path, Path, list[str]]) 
         assert cell.startswith(f"{float(row['accuracy']):.1f}")
         assert ("▲" in cell or "▼" in cell) == sure
     assert "100.0 ▲" in overview["uniform"], "it is right by construction"
+    assert "| full | control | - | 36.0 |" in text and "| vs full | relative |" in text
+    assert f"The unpruned model: {result(out / 'full-36')['score']:.1f}." in text
 
 
 def test_a_second_time_nothing_is_computed(
