@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ import numpy as np
 
 from llava.eval.errors import EvalError
 from llava.eval.files import write_atomically
-from llava.eval.intervals import CONFIDENCE, RESAMPLES, Interval, bootstrap_intervals
+from llava.eval.intervals import (
+    CONFIDENCE,
+    RESAMPLES,
+    Interval,
+    bootstrap_intervals,
+    bootstrap_statistics,
+)
 
 REFERENCES = ("visiondrop", "random")
 SEED = 0
@@ -22,6 +29,43 @@ STEM = "comparison"
 Result = Mapping[str, Any]
 Scores = Mapping[str, Sequence[Sequence[float]]]
 """Cell -> for each of its seeds the score (0 to 1) of every question."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What scores are made of that are no means over questions.
+
+    Attributes:
+        cells: cell -> for each of its seeds [n, k], what every question adds.
+        headline: the score from sums [..., k], as [...]; see ``Benchmark.headline``.
+    """
+
+    cells: Mapping[str, Sequence[np.ndarray]]
+    headline: Callable[[np.ndarray], np.ndarray]
+
+    def intervals(
+        self, pairs: Sequence[tuple[str, str]], pictures: Sequence[str]
+    ) -> list[Interval]:
+        """Of each pair's first cell minus its second."""
+        columns: list[np.ndarray] = []
+        places: dict[str, list[slice]] = {}
+        width = 0
+        for cell in dict.fromkeys(name for pair in pairs for name in pair):
+            places[cell] = []
+            for part in self.cells[cell]:
+                places[cell].append(slice(width, width + part.shape[1]))
+                columns.append(part)
+                width += part.shape[1]
+
+        def differences(sums: np.ndarray) -> np.ndarray:
+            score = {
+                cell: np.mean([self.headline(sums[:, place]) for place in own], axis=0)
+                for cell, own in places.items()
+            }
+            return np.stack([score[one] - score[other] for one, other in pairs], axis=1)
+
+        values = np.concatenate(columns, axis=1)
+        return bootstrap_statistics(values, pictures, differences, seed=SEED)
 
 
 def choose_reference(results: Sequence[Result], wanted: str | None) -> str | None:
@@ -47,7 +91,11 @@ def reference_of(result: Result, references: Sequence[Result]) -> Result | None:
 
 
 def compare(
-    results: Sequence[Result], scores: Scores, pictures: Sequence[str], reference: str
+    results: Sequence[Result],
+    scores: Scores,
+    pictures: Sequence[str],
+    reference: str,
+    parts: Parts | None = None,
 ) -> dict[str, Interval]:
     """Cell -> interval of its score minus the reference's at the same budget, in points.
 
@@ -56,21 +104,25 @@ def compare(
         scores: of several seeds' the mean is compared, question by question.
         pictures: of each question, in order: what is resampled.
         reference: the label of the reference.
+        parts: in place of ``scores`` where the score is no mean over questions.
     """
     if len(set(pictures)) < 2:
         return {}
     references = [result for result in results if result["label"] == reference]
-    means = {cell: np.mean(np.asarray(rows), axis=0) for cell, rows in scores.items()}
-    cells, columns = [], []
+    pairs = []
     for result in results:
         other = reference_of(result, references)
         if other is not None and other["cell"] != result["cell"]:
-            cells.append(result["cell"])
-            columns.append(100 * (means[result["cell"]] - means[other["cell"]]))
-    if not cells:
+            pairs.append((result["cell"], other["cell"]))
+    if not pairs:
         return {}
-    intervals = bootstrap_intervals(np.stack(columns, axis=1), pictures, seed=SEED)
-    return dict(zip(cells, intervals, strict=True))
+    if parts is not None:
+        intervals = parts.intervals(pairs, pictures)
+    else:
+        means = {cell: np.mean(np.asarray(rows), axis=0) for cell, rows in scores.items()}
+        columns = [100 * (means[one] - means[other]) for one, other in pairs]
+        intervals = bootstrap_intervals(np.stack(columns, axis=1), pictures, seed=SEED)
+    return {cell: interval for (cell, _), interval in zip(pairs, intervals, strict=True)}
 
 
 def describe(reference: str) -> str:

@@ -4,12 +4,13 @@ Two methods answer the same questions, so what is compared is the difference que
 Several questions share a picture and are no independent draws, so whole pictures are drawn (the
 percentile bootstrap of Efron & Tibshirani 1993, chapter 13, over clusters as in Cameron, Gelbach &
 Miller 2008).  The interval tells how the difference would vary with other pictures; the draws of a
-seeded method are taken as they are, averaged.
+seeded method are taken as they are, averaged.  What is no mean (F1, say) is made anew of each
+draw's sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,10 +23,10 @@ CHUNK_CELLS = 2**21  # resamples x pictures that are drawn at a time
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference with its interval, in the unit of the scores.
+    """A difference with its interval, in the unit of the scores.
 
     Attributes:
-        difference: mean over all questions of score minus reference.
+        difference: over all questions, score minus reference.
         low, high: the interval's ends.
         n: questions.
         clusters: pictures that they are about.
@@ -68,11 +69,46 @@ def bootstrap_intervals(
     that differ.
     """
     differences = np.asarray(differences, dtype=np.float64)
-    if differences.ndim != 2 or len(clusters) != len(differences):
+    _check_rows(differences, clusters)
+    return bootstrap_statistics(
+        np.concatenate([differences, np.ones((len(differences), 1))], axis=1),
+        clusters,
+        lambda sums: sums[:, :-1] / sums[:, -1:],
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _check_rows(values: np.ndarray, clusters: Sequence[Hashable]) -> None:
+    if values.ndim != 2 or len(clusters) != len(values):
         raise ValueError(
-            f"differences of shape {differences.shape} and {len(clusters)} cluster names: give one "
-            "row and one name a question"
+            f"differences of shape {values.shape} and {len(clusters)} cluster names: give one row "
+            "and one name a question"
         )
+
+
+def bootstrap_statistics(
+    values: np.ndarray,
+    clusters: Sequence[Hashable],
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Interval]:
+    """Intervals of m statistics of the column sums of ``values``, all from the same draws.
+
+    Args:
+        values: [n, k], what each of n questions adds.
+        clusters: [n], what each question shares with others: its picture.
+        statistic: column sums [r, k] of r draws -> [r, m].
+        confidence, resamples, seed: as for `bootstrap_intervals`, which is this for means.
+
+    Raises ValueError as `bootstrap_intervals` does.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    _check_rows(values, clusters)
     if not 0 < confidence < 1 or resamples < 1:
         raise ValueError(
             f"confidence {confidence} must lie between 0 and 1, resamples {resamples} be at least 1"
@@ -82,25 +118,24 @@ def bootstrap_intervals(
     count = len(places)
     if count < 2:
         raise ValueError(f"{count} cluster(s): an interval needs two pictures or more")
-    sums = np.zeros((count, differences.shape[1]))
-    np.add.at(sums, member, differences)
-    sizes = np.bincount(member, minlength=count).astype(np.float64)
+    sums = np.zeros((count, values.shape[1]))
+    np.add.at(sums, member, values)
+    middle = statistic(sums.sum(0, keepdims=True))[0]
 
     generator = np.random.default_rng(seed)
     chunk = max(1, CHUNK_CELLS // count)
-    means = np.empty((resamples, differences.shape[1]))
+    drawn_statistics = np.empty((resamples, len(middle)))
     for start in range(0, resamples, chunk):
         rows = min(chunk, resamples - start)
         drawn = generator.integers(count, size=(rows, count))
         drawn += count * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
-        means[start : start + rows] = (times @ sums) / (times @ sizes)[:, None]
+        drawn_statistics[start : start + rows] = statistic(times @ sums)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-    middle = differences.mean(0)
+    low, high = np.quantile(drawn_statistics, [tail, 1 - tail], axis=0)
     return [
-        Interval(float(middle[i]), float(low[i]), float(high[i]), len(differences), count)
-        for i in range(differences.shape[1])
+        Interval(float(middle[i]), float(low[i]), float(high[i]), len(values), count)
+        for i in range(len(middle))
     ]
 
 

@@ -30,7 +30,7 @@ from llava.eval.cli import (
     parse_limit,
     parse_method_args,
 )
-from llava.eval.comparing import choose_reference, compare, write_comparison
+from llava.eval.comparing import Parts, choose_reference, compare, write_comparison
 from llava.eval.errors import EXIT_FAILED_SAMPLES, EXIT_OK, EvalError, run_main
 from llava.eval.files import write_atomically
 from llava.eval.loading import read_config
@@ -209,7 +209,8 @@ def comparison_of(job: Job, results: list[dict[str, Any]], refused: list[Refusal
     if reference is None or any(result["score"] is None for result in results):
         return Comparison(refused=refused)
     pictures = [sample.image or sample.key for sample in job.samples]
-    return Comparison(reference, compare(results, job.scores, pictures, reference), refused)
+    parts = Parts(job.parts, job.benchmark.headline) if job.parts else None
+    return Comparison(reference, compare(results, job.scores, pictures, reference, parts), refused)
 
 
 def main(argv: list[str] | None = None) -> int:

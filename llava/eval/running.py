@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import torch
 
 from llava.eval.answering import LoadedModel, answer_questions
@@ -47,6 +48,8 @@ class Job:
     tower_cache: TowerCache | None = None
     scores: dict[str, list[list[float]]] = field(default_factory=dict)
     """Cell -> for each of its seeds the score (0 to 1) of every question."""
+    parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    """Cell -> for each of its seeds what the score is made of, where it is no mean of those."""
     _loaded: LoadedModel | None = None
 
     @property
@@ -139,6 +142,8 @@ class Job:
         if run.moved:
             result["layers"] = list(run.moved)
         self.scores.setdefault(run.cell, []).append(scores.per_sample)
+        if scores.parts is not None:
+            self.parts.setdefault(run.cell, []).append(scores.parts)
         write_result(store.path.with_name(RESULT), result)
         return result
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from llava.eval.comparing import Parts, compare
 from llava.eval.intervals import bootstrap_intervals, paired_bootstrap
 
 
@@ -37,6 +38,42 @@ def test_against_a_loop_over_pictures() -> None:
     low, high = np.quantile(means, [0.025, 0.975])
     assert found.low == pytest.approx(low, abs=0.05 * (high - low))
     assert found.high == pytest.approx(high, abs=0.05 * (high - low))
+
+
+def f1(sums: np.ndarray) -> np.ndarray:
+    """Of sums of 2 TP and of 2 TP + FP + FN, in percent."""
+    return 100 * sums[..., 0] / np.maximum(sums[..., 1], 1)
+
+
+def test_a_score_that_is_no_mean_against_a_loop_over_pictures() -> None:
+    """The difference of two F1s, one of them averaged over two seeds."""
+    generator = np.random.default_rng(4)
+    pictures = [f"p{i}" for i in range(25) for _ in range(6)]
+    label = generator.random(150) < 0.5
+    said = [label ^ (generator.random(150) < noise) for noise in (0.1, 0.3, 0.35)]
+    parts = [np.stack([2.0 * (s & label), s * 1.0 + label], axis=1) for s in said]
+    results = [
+        {"cell": name, "label": name, "tokens": 9, "budget": "average"} for name in ("a", "b")
+    ]
+    found = compare(results, {}, pictures, "a", Parts({"a": parts[:1], "b": parts[1:]}, f1))
+    assert found.keys() == {"b"}
+    names = np.array(pictures)
+
+    def difference(chosen: np.ndarray) -> float:
+        both = [f1(part[chosen].sum(0)) for part in parts]
+        return float((both[1] + both[2]) / 2 - both[0])
+
+    other = np.random.default_rng(5)
+    drawn = []
+    for _ in range(3000):
+        picked = other.integers(0, 25, 25)
+        drawn.append(difference(np.concatenate([np.flatnonzero(names == f"p{i}") for i in picked])))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    interval = found["b"]
+    assert interval.difference == pytest.approx(difference(np.arange(150)))
+    assert interval.low == pytest.approx(low, abs=0.06 * (high - low))
+    assert interval.high == pytest.approx(high, abs=0.06 * (high - low))
+    assert (interval.n, interval.clusters) == (150, 25)
 
 
 def synthetic(generator: np.random.Generator, mean: float) -> tuple[np.ndarray, np.ndarray]:

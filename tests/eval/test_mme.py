@@ -201,8 +201,9 @@ def test_a_run(tiny_model: Path, tmp_path: Path) -> None:
     folder = write_mme(tmp_path / "data")
     flags = [
         *("mme", "--model-path", str(tiny_model), "--data", str(folder), "--tokens", "9"),
-        *("--methods", "visiondrop", "--max-new-tokens", "3", "--workers", "0", "--nproc", "1"),
+        *("--methods", "visiondrop,uniform", "--max-new-tokens", "3", "--workers", "0"),
         *("--dtype", "float32", "--batch-size", "4", "--out", str(tmp_path / "out")),
+        *("--nproc", "1"),
     ]
     assert run_benchmark(flags) == 0
     cell = tmp_path / "out" / "mme" / "visiondrop-9"
@@ -212,6 +213,10 @@ def test_a_run(tiny_model: Path, tmp_path: Path) -> None:
     ]
     assert result["score"] == pytest.approx(sum(calculated(cell / "eval_tool").values()))
     assert result["types"]["artwork"].keys() >= {"score", "n", "accuracy", "accuracy+"}
+    rows = json.loads((tmp_path / "out" / "mme" / "comparison.json").read_text())["rows"]
+    uniform = next(row for row in rows if row["method"] == "uniform")
+    assert uniform["difference"] == pytest.approx(uniform["score"] - result["score"])
+    assert uniform["low"] <= uniform["difference"] <= uniform["high"] and uniform["clusters"] == 5
     head = (tmp_path / "out" / "mme" / "table.md").read_text().splitlines()[2]
     assert "| perception + cognition | perception | cognition |" in head
 
