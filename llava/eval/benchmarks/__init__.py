@@ -5,8 +5,10 @@ from __future__ import annotations
 from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores
 from llava.eval.benchmarks.gqa import GQA
 from llava.eval.benchmarks.mmbench import MMBench, MMBenchCN
+from llava.eval.benchmarks.mme import MME
 from llava.eval.benchmarks.mmvet import MMVet
 from llava.eval.benchmarks.pope import POPE
+from llava.eval.benchmarks.seed import SEEDBench
 from llava.eval.benchmarks.sqa import ScienceQA
 from llava.eval.benchmarks.textvqa import TextVQA
 from llava.eval.benchmarks.vizwiz import VizWiz
@@ -22,7 +24,9 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "mmbench": MMBench,
     "mmbench_cn": MMBenchCN,
     "mmvet": MMVet,
+    "mme": MME,
     "sqa": ScienceQA,
+    "seed": SEEDBench,
 }
 
 
