@@ -1,5 +1,7 @@
 """A tiny MMBench in its official format, for the tests."""
 
+from __future__ import annotations
+
 import base64
 import csv
 import io

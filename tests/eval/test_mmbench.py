@@ -1,5 +1,7 @@
 """MMBench: options read out of answers, both accuracies by hand, all rounds."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """MMBench: the upload file, and the whole way on a tiny model."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
@@ -88,7 +90,7 @@ def test_benchmark_runs(
     out = tmp_path / "out"
     args = ["mmbench", "--model-path", str(tiny_model), "--data", str(data), "--out", str(out),
             "--methods", "full,visiondrop,random", "--tokens", "9", "--batch-size", "4",
-            "--max-new-tokens", "2", "--workers", "0", "--nproc", "1",
+            "--max-new-tokens", "2", "--workers", "1", "--nproc", "1",
             "--dtype", "float32"]  # fmt: skip
     assert run_main(run_benchmark.main, args) == 3
     folder = out / "mmbench" / "visiondrop-9"

@@ -1,5 +1,7 @@
 """MMBench's tsv: prompts, order, shared pictures, splits; bad files named with line and value."""
 
+from __future__ import annotations
+
 import copy
 import csv
 from collections.abc import Callable
@@ -74,6 +76,21 @@ def test_questions_are_followed_by_their_circular_rows(data: Path) -> None:
     lines = (data / NAME).read_text().split("\n")
     for row in table.rows:
         assert lines[row.line - 1].startswith(f"{row.index}\t")
+
+
+def test_cells_are_what_pandas_reads(data: Path) -> None:
+    """The official tools read the file with pandas: quotes, line ends inside cells, empty cells."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_table(data / NAME)
+    ours = sorted(read_table(data / NAME).rows, key=lambda row: row.line)
+    assert len(frame) == len(ours)
+    for (_, theirs), row in zip(frame.iterrows(), ours):
+        assert theirs["index"] == row.index and theirs["question"] == row.text
+        assert theirs["answer"] == row.answer and theirs["category"] == row.category
+        assert row.hint == (None if pandas.isna(theirs["hint"]) else theirs["hint"])
+        for letter, option in zip("ABCD", row.options):
+            assert option == ("None" if pandas.isna(theirs[letter]) else theirs[letter])
+        assert all(pandas.isna(theirs[letter]) for letter in "ABCD"[len(row.options) :])
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["repeated", "short cells"])
