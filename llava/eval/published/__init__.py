@@ -22,6 +22,21 @@ Trust = Literal["low", "medium", "high"]
 PUBLISHED_NAMES = {"sparsevlm+": "sparsevlm-v2"}
 """Registry name -> name in ``published.csv``, where they differ."""
 
+BENCHMARK_NAMES = {
+    "gqa": "GQA",
+    "mmbench": "MMBench",
+    "mmbench_cn": "MMBench_CN",
+    "mme": "MME",
+    "mmvet": "MMVet",
+    "pope": "POPE",
+    "seed": "SEED",
+    "sqa": "ScienceQA",
+    "textvqa": "TextVQA",
+    "vizwiz": "VizWiz",
+    "vqav2": "VQAv2",
+}
+"""Benchmark of ``llava.eval.benchmarks`` -> name in ``published.csv``."""
+
 REGISTRY_NAMES = {published: name for name, published in PUBLISHED_NAMES.items()}
 
 
@@ -100,7 +115,13 @@ def published(
     tokens: int | None = None,
     trust: Iterable[Trust] = ("low", "medium", "high"),
 ) -> list[Figure]:
-    """The figures that match; what is None matches all. ``method`` is a registry name."""
+    """The figures that match; what is None matches all.
+
+    Args:
+        method: a name of the registry.
+        benchmark: its name here (pope) or in the file (POPE).
+    """
+    benchmark = BENCHMARK_NAMES.get(benchmark or "", benchmark)
     wanted = {"method": method, "benchmark": benchmark, "model": model, "tokens": tokens}
     allowed = set(trust)
     return [
