@@ -82,11 +82,11 @@ def load_split(path: str | Path, split: str = "test") -> list[str]:
     return [str(name) for name in splits[split]]
 
 
-def read_question_list(path: str | Path) -> list[Sample]:
+def read_question_list(path: str | Path, instruction: str = INSTRUCTION) -> list[Sample]:
     """Samples of LLaVA's question file, a json list of ``{"id", "conversations", "image"}``.
 
-    Prompts get the line that asks for a letter, as with LLaVA's ``--single-pred-prompt``, and those
-    with a picture begin with its placeholder, by which the scorer knows them.
+    Prompts get the line that asks for a letter, as with LLaVA's ``--single-pred-prompt`` ("" leaves
+    it out), and those with a picture begin with its placeholder, by which the scorer knows them.
     """
     entries = read_json(path, "a json list of ScienceQA questions")
     if not isinstance(entries, list) or not entries:
@@ -107,7 +107,7 @@ def read_question_list(path: str | Path) -> list[Sample]:
             raise EvalError(f'{where} (id {name!r}): "image" must be a path, got {image!r}')
         check_image_name(image, f"{where} (id {name!r})")
         shown = f"{PICTURE}\n" if image else ""
-        prompt = f"{shown}{question}\n{INSTRUCTION}"
+        prompt = f"{shown}{question}" + (f"\n{instruction}" if instruction else "")
         samples.append(Sample(name, prompt, image or None, line=number))
     check_distinct(samples, path)
     return samples

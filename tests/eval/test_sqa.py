@@ -18,6 +18,7 @@ from llava.eval.eval_science_qa import (
     summarise_split,
     write_outputs,
 )
+from llava.eval.model_vqa_science import main as model_vqa_science
 from llava.eval.preparing import build_prompt
 from llava.eval.run_benchmark import main as run_benchmark
 from llava.eval.samples import raw_question
@@ -231,6 +232,28 @@ def test_questions_with_and_without_pictures_share_a_run(tiny_model: Path, tmp_p
     assert run_benchmark([*flags, "--out", str(out), "--batch-size", "4"]) == 3
     result = json.loads((out / "sqa" / "visiondrop-9" / "result.json").read_text())
     assert (result["n"], result["failed"]) == (4, 1)
+
+
+def test_llavas_two_commands(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = write_sqa(tmp_path / "data"), tmp_path / "answers.jsonl"
+    args = [
+        *("--model-path", str(tiny_model), "--image-folder", str(folder / "images" / "test")),
+        *("--question-file", str(folder / "llava_test_CQM-A.json"), "--workers", "0"),
+        *("--dtype", "float32", "--batch-size", "4", "--max_new_tokens", "2"),
+    ]
+    assert model_vqa_science([*args, "--answers-file", str(file), "--single-pred-prompt"]) == 0
+    prompts = [json.loads(line)["prompt"] for line in file.read_text().splitlines()]
+    assert [p.startswith("<image>\n") for p in prompts] == [False, True, True, False]
+    assert all(p.endswith(LETTER) for p in prompts)
+    capsys.readouterr()
+    assert main(["--base-dir", str(folder), "--result-file", str(file)]) == 0
+    assert "Total: 4, Correct: " in capsys.readouterr().out
+    plain = tmp_path / "plain.jsonl"
+    assert model_vqa_science([*args, "--answers-file", str(plain), "--limit", "1"]) == 0
+    (line,) = plain.read_text().splitlines()
+    assert json.loads(line)["prompt"] == "Which word rhymes?\nA. cat\nB. dog"
 
 
 # --- bad input -----------------------------------------------------------------------------------
