@@ -23,7 +23,7 @@ FORCED = {
     "sparsevlm": "rates, ranks and clusters at three decoder layers",
     "sparsevlm+": "rates and ranks at three decoder layers",
     "vmtc_cmai": "clusters all tokens by their pairwise distances",
-    "vflowopt": "scores at three places, patch entropy on the pixels",
+    "vflowopt": "reads the attention of all patches twice, patch entropy on the pixels",
 }
 """What in a method's definition costs, said where it exceeds `LIMIT`."""
 
