@@ -81,24 +81,30 @@ def measure(
     method: Reducer,
     row: Row,
     tower: float,
+    cache: TowerCache,
     text_tokens: int,
     warmup: int,
     repeats: int,
     clock: str = "processor",
 ) -> Row:
-    """Fill `row` in by prefills with `method`; `tower` seconds are the bare vision tower's."""
+    """Fill `row` in by prefills with `method`.
+
+    Args:
+        tower: seconds of the bare vision tower.
+        cache: holds the tower's output from the first prefill on, for all methods that read it.
+    """
     inputs = prompt(model, text_tokens)
     inner, outer = (Stopwatch(model.device, clock) for _ in range(2))
     watch = Watch(method, inner)
     inside_tower = method.before_llm and method.before == "tower"
-    cache = None if inside_tower else TowerCache(2**31)
+    shared = None if inside_tower else cache
     choosing, rest = [], []
     for turn in range(warmup + repeats):
         watch.spent, watch.calls = 0.0, 0
-        with method(model, tower_cache=cache, questions=[QUESTION]) as trace:
+        with method(model, tower_cache=shared, questions=[QUESTION]) as trace:
             trace.set_pictures(None if inside_tower else ["picture"])
-            if turn == 0 and cache is not None:
-                model(**inputs, use_cache=True, logits_to_keep=1)  # fills the cache
+            if shared is not None and not shared.misses:
+                model(**inputs, use_cache=True, logits_to_keep=1)  # fills it
                 trace.clear()
                 watch.spent, watch.calls = 0.0, 0
             outer.start()
@@ -222,6 +228,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
                 store = Store(args.json, settings)
             cases = [(f"{patches}/{name}/{t}", name, t) for name in names for t in args.tokens]
             todo = [case for case in cases if case[0] not in store.rows]
+            cache = TowerCache(2**31)
             turns = (args.warmup, args.repeats, args.clock)
             tower = tower_time(model, *turns) if todo else 0.0
             for key, name, tokens in todo:
@@ -230,7 +237,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
                 if isinstance(method, str):
                     row.reason = method
                 else:
-                    measure(model, method, row, tower, args.text_tokens, *turns)
+                    measure(model, method, row, tower, cache, args.text_tokens, *turns)
                 store.add(key, row)
                 print("  ".join(f"{c:>12}" for c in (str(patches), *cells(row))), flush=True)
             del model
