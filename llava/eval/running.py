@@ -211,6 +211,7 @@ def log_to_wandb(job: Job, run: PlannedRun) -> str:
     assert result is not None, "only complete runs are logged"
     names = ("score", "n", "failed", "mean_tokens", "flops", "kv_bytes")
     summary = {name: result[name] for name in names if result[name] is not None}
+    summary.update({f"figures/{name}": value for name, value in result["figures"].items()})
     summary.update({f"types/{kind}": cell["score"] for kind, cell in result["types"].items()})
     config = {k: v for k, v in result.items() if k not in (*names, "types", "computed")}
     with job.store(run) as store:
