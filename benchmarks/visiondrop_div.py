@@ -42,6 +42,8 @@ from llava.eval.samples import read_questions
 from llava.eval.settings import file_digest, fingerprint
 from llava.eval.table import markdown
 from visiondrop import Full, Random, Reducer, TowerCache, Uniform, VisionDrop
+from visiondrop.methods.divprune import DivPrune
+from visiondrop.methods.scope import Scope
 from visiondrop.methods.visiondrop_div import VisionDropDiv
 
 HALVES = ("development", "held-out")
@@ -77,6 +79,7 @@ def arms(tokens: int, layers: int, half: str) -> dict[str, Reducer]:
     out[f"{OURS}, in the LLM only"] = VisionDrop(encoder=plain.encoder) + VisionDropDiv(
         llm=plain.llm
     )
+    out["divprune"], out["scope"] = DivPrune(tokens), Scope(tokens)
     out["uniform"], out["random"] = Uniform(tokens), Random(tokens)
     return out
 

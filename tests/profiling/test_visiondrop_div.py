@@ -31,7 +31,7 @@ def test_shared_prefix_gives_the_answers_of_one_prompt_a_question(
 ) -> None:
     loaded, method = questions.loaded, study.arms(24, 16, study.HALVES[0])[study.OURS]
     texts, mean = questions.answer(method)
-    assert mean == 24
+    assert mean == method.mean_tokens(16) == 23.75
     alone = []
     for i in range(0, len(questions.samples), 3):
         prepared = questions.dataset[i]
@@ -79,9 +79,11 @@ def test_rows_hold_paired_differences() -> None:
         return {"settings": settings, "mean_tokens": 9.0, "scores": [*scores], "types": types}
 
     cells = {study.PLAIN: found(0, 0, 1, 0), study.OURS: found(1, 1, 1, 1)}
-    plain, ours = study.compare(cells, ["a", "a", "b", "b"])
+    plain, ours = study.compare(cells, ["a", "a", "b", "b"], ["color", "exist", "color", "exist"])
     assert "minus visiondrop" not in plain and plain["score"] == plain["answered"] == 25
     minus = ours["minus visiondrop"]
     assert (minus["difference"], minus["low"], minus["high"]) == (75, 50, 100)
     assert minus["clusters"] == 2
+    by_type = ours["types minus visiondrop"]
+    assert by_type["color"]["difference"] == 50 and by_type["exist"]["low"] == 100
     assert "**+75.0 [+50.0, +100.0]**" in study.table([plain, ours])
