@@ -70,9 +70,11 @@ def random_model(
 
 def random_clip(geometry: str, folder: Path) -> Path:
     """A full CLIP with random weights whose vision half fits a geometry, for methods that compare
-    patches with the question; its text half is as deep and wide as CLIP ViT-B's (12 x 512). Only
-    the parts that are read are of the right size: the vision half has one layer.
+    patches with the question. Its text half is as deep and wide as CLIP ViT-B's (12 x 512), for the
+    small geometries 2 x 64. Only the parts that are read are of the right size: the vision half has
+    one layer.
     """
+    text_layers, text_width = (2, 64) if geometry in ("tiny", "pocket") else (12, 512)
     bos, eos = "<|startoftext|>", "<|endoftext|>"
     tokenizer = Tokenizer(models.BPE(unk_token=eos))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -90,15 +92,15 @@ def random_clip(geometry: str, folder: Path) -> Path:
     torch.manual_seed(0)
     config = CLIPConfig(
         text_config=dict(
-            vocab_size=len(fast), hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
-            num_attention_heads=8, bos_token_id=ids[bos], eos_token_id=ids[eos],
-            pad_token_id=ids[eos],
+            vocab_size=len(fast), hidden_size=text_width, intermediate_size=4 * text_width,
+            num_hidden_layers=text_layers, num_attention_heads=text_width // 64,
+            bos_token_id=ids[bos], eos_token_id=ids[eos], pad_token_id=ids[eos],
         ),
         vision_config=dict(
             hidden_size=vision_width, intermediate_size=vision_width, num_hidden_layers=1,
             num_attention_heads=max(1, vision_width // 64), image_size=28, patch_size=14,
         ),
-        projection_dim=512,
+        projection_dim=text_width,
     )  # fmt: skip
     CLIPModel(config).save_pretrained(folder)
     fast.save_pretrained(folder)
