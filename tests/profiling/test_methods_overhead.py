@@ -73,6 +73,8 @@ def test_the_report_tells_what_is_above_the_limit(made: tuple[Path, list[Row]]) 
     over = {row.method for row in rows if row.share is not None and row.share > LIMIT}
     assert {line.split("**")[1] for line in over_limit(rows)} == over
     assert all(f"**{name}**" in text for name in over)
+    llm = {row.method for row in rows if row.share_llm is not None and row.share_llm > LIMIT}
+    assert {line.split("**")[1] for line in over_limit(rows, "share_llm")} == llm >= over - {"tome"}
     assert "python -m benchmarks.methods --geometry tiny" in text
     settings = json.loads((folder / "m.json").read_text())["settings"]
     assert "None." in markdown([Row("a", 4, 2, 2.0, 1, 0.1, 9.0, 1.0, 0.01, (0.01, 0.01), 0.011)],
