@@ -1,4 +1,4 @@
-"""Makes the sample sets: ``python -m playground.generate --out playground/data/eval/textvqa``."""
+"""Makes the sample sets: ``python -m playground.generate NAME --out playground/data/eval/NAME``."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ import shutil
 from pathlib import Path
 
 from playground.pocket.formats import check, write_textvqa
+from playground.pocket.sets import SETS
 
 SAMPLE_SEED = 20260  # training uses seeds from 1,000,000 on
+ROOT = Path("playground/data/eval")
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--out", type=Path, default=Path("playground/data/eval/textvqa"))
-    p.add_argument("--questions", type=int, default=2400)
-    p.add_argument("--per-picture", type=int, default=6)
-    p.add_argument("--seed", type=int, default=SAMPLE_SEED)
+    p.add_argument("name", nargs="?", default="textvqa", choices=("textvqa", *SETS))
+    p.add_argument("--out", type=Path, help=f"default: {ROOT}/NAME")
+    p.add_argument("--questions", type=int, default=2400, help="of textvqa")
+    p.add_argument("--per-picture", type=int, default=6, help="of textvqa")
+    p.add_argument("--seed", type=int, default=SAMPLE_SEED, help="of textvqa")
     p.add_argument("--check", action="store_true", help="compare with the checksums, write nothing")
     args = p.parse_args()
     if args.seed >= 1_000_000:
         p.error(f"--seed {args.seed}: seeds from 1,000,000 on are training's; take a smaller one")
     if args.questions < 1 or args.per_picture < 1:
         p.error("--questions and --per-picture must be at least 1")
+    out = args.out or ROOT / args.name
     if args.check:
-        bad = check(args.out)
-        raise SystemExit(f"differ from SHA256SUMS: {', '.join(bad)}" if bad else 0)
-    shutil.rmtree(args.out / "train_images", ignore_errors=True)
-    counts = write_textvqa(args.out, args.questions, args.per_picture, args.seed)
+        bad = check(out)
+        raise SystemExit(f"{out}: differ from SHA256SUMS: {', '.join(bad)}" if bad else 0)
+    if args.name != "textvqa":
+        print(f"{args.name}: {SETS[args.name](out)} questions")
+        return
+    shutil.rmtree(out / "train_images", ignore_errors=True)
+    counts = write_textvqa(out, args.questions, args.per_picture, args.seed)
     for name, n in counts.items():
         print(f"{name:12} {n:5}")
 

@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
 # Makes the committed sample sets again, byte for byte with the same Pillow and matplotlib fonts.
-# OUT=folder writes elsewhere; CHECK=1 compares with the checksums and writes nothing.
+# SETS="pope gqa" makes only these; OUT=folder writes below another folder; CHECK=1 compares with the
+# checksums and writes nothing. Flags after the name go to python -m playground.generate.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-OUT=${OUT:-playground/data/eval/textvqa}
-if [ -n "${CHECK:-}" ]; then
-  exec "$PYTHON" -m playground.generate --out "$OUT" --check
-fi
-echo "making $OUT: 2400 questions on 400 pictures"
-"$PYTHON" -m playground.generate --out "$OUT" "$@"
+OUT=${OUT:-playground/data/eval}
+SETS=${SETS:-textvqa vqav2 vizwiz gqa pope mme mmbench mmbench_cn sqa seed mmvet}
+for name in $SETS; do
+  if [ -n "${CHECK:-}" ]; then
+    "$PYTHON" -m playground.generate "$name" --out "$OUT/$name" --check
+  else
+    echo "making $OUT/$name"
+    "$PYTHON" -m playground.generate "$name" --out "$OUT/$name" "$@"
+  fi
+done
