@@ -7,8 +7,10 @@ expected to do better by choice alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,6 +84,25 @@ class Oracle(Reducer):
         kept = torch.tensor([self.patches(key, view.num_patches) for key in view.keys])
         kept = kept.to(view.features.device) + int(view.has_cls)
         return keep_only(view.features, view.sizes, kept)
+
+
+def without_placeholder(prompt: str) -> str:
+    """A prompt as ``regions.json`` has it."""
+    return prompt.replace("<image>", "").strip()
+
+
+def read_regions(path: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """The bundled data's ``regions.json``, a list of ``{"question_id", "prompt", "type", "region":
+    [patch ids]}``, by id (as text) and prompt; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        return {(str(e["question_id"]), e["prompt"]): e for e in json.loads(path.read_bytes())}
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvalError(
+            f"{path} does not say which patches questions ask for ({error!r}); make it again with "
+            "scripts/data/make_samples.sh, or remove it"
+        ) from None
 
 
 def regions_of(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,9 @@ def write_textvqa(folder: Path, questions: int, per_picture: int, seed: int) -> 
     images = folder / "train_images"
     images.mkdir(parents=True, exist_ok=True)
     used: dict[str, int] = {}
-    lines, data, regions = [], [], []
+    lines: list[dict] = []
+    data: list[dict] = []
+    regions: list[dict] = []
     i = 0
     while len(lines) < questions:
         scene = make_scene(seed, i)
@@ -128,12 +131,13 @@ def _write(path: Path, text: str) -> None:
     os.replace(tmp, path)
 
 
-def write_checksums(folder: Path) -> None:
-    """``SHA256SUMS`` over every file of the folder, in the form ``sha256sum -c`` reads."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+def write_checksums(folder: Path, files: Iterable[Path] | None = None) -> None:
+    """``SHA256SUMS`` over the folder's files, or the ones given, in ``sha256sum -c``'s form."""
+    if files is None:
+        files = (p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
     lines = [
         f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(folder).as_posix()}\n"
-        for p in files
+        for p in sorted(files)
     ]
     _write(folder / CHECKSUMS, "".join(lines))
 

@@ -66,11 +66,14 @@ class SampleSet:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.notes: list[dict[str, Any]] = []
+        self.written: set[Path] = set()
         clear(self.folder)
 
     def path(self, name: str) -> Path:
+        """Where a file of the set goes."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.written.add(path)
         return path
 
     def picture(self, name: str, i: int) -> None:
@@ -109,7 +112,7 @@ class SampleSet:
         """Sidecar and checksums; returns the number of questions."""
         rows = ",\n".join(json.dumps(note, ensure_ascii=False) for note in self.notes)
         _write(self.path(REGIONS), f"[\n{rows}\n]\n")
-        write_checksums(self.folder)
+        write_checksums(self.folder, self.written)
         return len(self.notes)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llava.eval.errors import EvalError
-from llava.eval.oracle import Regions
+from llava.eval.oracle import Regions, read_regions, regions_of, without_placeholder
 from llava.eval.pictures import Folder, Pictures
 from llava.eval.samples import Sample, read_questions
 
@@ -104,8 +104,11 @@ class Benchmark(ABC):
         """Raise EvalError where a question could not be scored; called before any compute."""
 
     def regions(self, samples: Sequence[Sample], files: BenchmarkFiles) -> Regions:
-        """Patches that each question asks for, by sample key; EvalError where nobody knows."""
-        raise EvalError(f"nobody knows which patches {self.title}'s questions ask for: no oracle")
+        """Patches that each question asks for, by sample key; EvalError where nobody knows.
+
+        The bundled data says so in ``regions.json`` beside the questions."""
+        known = read_regions(files.types or files.questions.with_name("regions.json"))
+        return regions_of(samples, known, without_placeholder)
 
     @abstractmethod
     def score(self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles) -> Scores:
