@@ -48,6 +48,7 @@ class Composed(Reducer):
         self.looks_back = self.inner.looks_back  # type: ignore[misc]
         self.uses_input = self.inner.uses_input  # type: ignore[misc]
         self.seeded = self.inner.seeded  # type: ignore[misc]
+        self.flops_by_ledger = all(p.flops_by_ledger for p in self.parts)  # type: ignore[misc]
         acting = self.inner if self.inside_llm else self.outer
         self.positions = acting.positions
         if self.before_llm and self.entry_positions == "original" != self.positions:

@@ -78,6 +78,10 @@ class Reducer(ABC):
     uses_input: ClassVar[bool] = False
     """Whether `llm_stage` looks at the prompt's input embeddings."""
 
+    flops_by_ledger: ClassVar[bool] = True
+    """Whether the tokens of each decoder layer say what a prefill costs; if not, no FLOPs are
+    reported.
+    """
     seeded: ClassVar[bool] = False
     """Whether `llm_stage` draws by `view.keys`; pictures without a key are then named by a hash."""
 

@@ -86,6 +86,7 @@ def build_result(
     computed: int,
     seconds: float,
     seed: int,
+    flops_known: bool = True,
 ) -> dict[str, Any]:
     """The result json's content.
 
@@ -93,10 +94,11 @@ def build_result(
         ledger: visual tokens of each decoder layer by plan.
         computed: answers computed in this run; the others were there.
         seconds: time that answering all of them took, over the runs that did it.
+        flops_known: whether the formula counts what the method does (``Reducer.flops_by_ledger``).
     """
     failed = [row for row in rows if "error" in row["metadata"]]
     traced = [row for row in rows if "visual_tokens" in row["metadata"]]
-    flops = mean_flops(traced, config) if traced else None
+    flops = mean_flops(traced, config) if traced and flops_known else None
     kv_bytes = [row["metadata"]["kv_bytes"] for row in traced if "kv_bytes" in row["metadata"]]
     answered = len(rows) - len(failed)
     return {

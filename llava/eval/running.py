@@ -134,6 +134,7 @@ class Job:
             computed,
             store.seconds,
             run.seed,
+            run.method.flops_by_ledger,
         )
         folder = store.path.parent
         written = self.benchmark.write_files(rows, self.files, folder)

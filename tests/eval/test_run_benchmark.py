@@ -227,6 +227,18 @@ def test_stopped_runs_go_on(
     ).read_bytes()
 
 
+def test_no_flops_where_the_ledger_does_not_say_them(
+    tiny_model: Path, shared_data: TinyData, tmp_path: Path
+) -> None:
+    args = flags(tiny_model, shared_data, tmp_path, "--methods", "tome,vista,uniform")
+    assert main([*args, "--limit", "2", "--method-arg", "window=2"]) == 0
+    flops = {
+        path.parent.name.partition("-")[0].partition("+")[0]: json.loads(path.read_text())["flops"]
+        for path in tmp_path.glob("textvqa/*/result.json")
+    }
+    assert flops.pop("uniform") > 0 and flops == {"tome": None, "vista": None}
+
+
 def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "MODEL": "m", "DATA": "d", "METHODS": "random", "TOKENS": "32,64", "LIMIT": "7",

@@ -44,6 +44,7 @@ class ToMe(PictureBudget):
     where = "inside the ViT"
     signal = "bipartite merging, sizes carried"
     before = "tower"
+    flops_by_ledger = False  # the tower is cheaper, block by block
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"auroracap-0.1": {"tokens": 93}}
 
     tokens: int = 64

@@ -44,6 +44,7 @@ class Vista(Reducer):
     paper = "arXiv 2502.03628"
     where = "decoding (no token dropped)"
     signal = "states with minus without the picture"
+    flops_by_ledger = False  # two more passes over the prompt
     presets = {
         "captions": {"strength": 0.17, "gamma": 0.3, "logits_layers": (25, 30)},
         "yes-no": {"strength": 0.01, "gamma": 0.3, "logits_layers": (25, 30)},
