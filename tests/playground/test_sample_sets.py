@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +33,6 @@ def load(name: str, file: str) -> Any:
 
 def notes_of(name: str) -> list[dict[str, Any]]:
     return load(name, "regions.json")
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    csv.field_size_limit(sys.maxsize)
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
 
 
 @pytest.mark.parametrize("name", NAMES)
