@@ -18,6 +18,7 @@ FORCED = {
     "trim": "a text encoder reads the question",
     "scope": "one greedy step for each kept token, over all pairs",
     "visiondrop_div": "one greedy step for each kept token, over all pairs, at four places",
+    "vispruner": "rounds that drop 8 tokens each, one after the other, over all that is left",
     "tome": "matches tokens in every block of the vision tower",
     "visiondrop": "scores by all visual queries at three decoder layers",
     "pyramiddrop": "projects all tokens anew at three decoder layers",
