@@ -236,4 +236,5 @@ class Trace:
         """Draw what was kept, merged and dropped at each stage over `image` (PIL) to a PNG."""
         from visiondrop.draw import draw_sample
 
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         draw_sample(self.samples[sample], image, self.grid).save(path)
