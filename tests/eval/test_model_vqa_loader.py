@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from llava.eval.answers import AnswerStore
 from llava.eval.model_vqa_loader import main
@@ -146,6 +148,13 @@ def test_blank_picture_hides_the_picture(
     assert len(set(texts(blank))) == 1
 
 
+def alone(args: list[str]) -> int:
+    """`main` in a forked process, with a lock of its own for its progress bars: killed while it
+    held the one that it shares with this process, it would leave that locked for good."""
+    tqdm.set_lock(threading.RLock())
+    return main(args)
+
+
 def test_kill_minus_nine_at_several_moments(
     tiny_model: Path, shared_data: TinyData, tmp_path: Path
 ) -> None:
@@ -157,7 +166,7 @@ def test_kill_minus_nine_at_several_moments(
     kept = b""
     for batches in (1, 2, 4):
         process = multiprocessing.get_context("fork").Process(
-            target=main, args=(flags(tiny_model, shared_data, out, *more),)
+            target=alone, args=(flags(tiny_model, shared_data, out, *more),)
         )
         process.start()
         deadline = time.monotonic() + 90
