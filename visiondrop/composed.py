@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.extension import Extension
+from visiondrop.extensions.base import Extension
 from visiondrop.merging import Reduction
 from visiondrop.reducer import Positions, Reducer, Reductions
 from visiondrop.views import DecoderView, EncoderView, ProjectedView, PromptView, TowerBlockView

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from visiondrop.adapters.base import Adapter, Geometry
 from visiondrop.cache import is_pruned, make_pruned
 from visiondrop.encoder import Picture, encode_pictures, picture_of, whole_picture
-from visiondrop.extension import Extension
+from visiondrop.extensions.base import Extension
 from visiondrop.layout import pack
 from visiondrop.prompt import read_prompt, split_pictures
 from visiondrop.prompt_stage import reduce_prompts

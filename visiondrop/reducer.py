@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.extension import Extension
+from visiondrop.extensions.base import Extension
 from visiondrop.merging import Reduction
 from visiondrop.schedule import mean_tokens
 from visiondrop.tower_cache import TowerCache

@@ -39,9 +39,9 @@ from llava.eval.samples import Sample, batches_of, check_images, read_questions
 from llava.eval.settings import RunSettings, digest_of_json
 from visiondrop import Full, Reducer, TowerCache
 from visiondrop.adapters import Geometry, adapter_of
+from visiondrop.functional.patches import cells
+from visiondrop.functional.ratios import three_counts
 from visiondrop.methods.vflowopt import VFlowOpt
-from visiondrop.patches import cells
-from visiondrop.ratios import three_counts
 
 STARTUP = 10
 """Trials drawn at random before the sampler models what it has seen."""

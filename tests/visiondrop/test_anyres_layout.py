@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from visiondrop.anyres_layout import NEWLINE, TileGrid, assemble, row_order
+from visiondrop.functional.anyres_layout import NEWLINE, TileGrid, assemble, row_order
 from visiondrop.methods.globalcom2 import GlobalCom2
 from visiondrop.methods.hired import partition_budgets
 

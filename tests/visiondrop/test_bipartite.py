@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from visiondrop.bipartite import drop_duplicates, even_merges, merge_pairs
+from visiondrop.functional.bipartite import drop_duplicates, even_merges, merge_pairs
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

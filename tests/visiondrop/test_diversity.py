@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import GOLDEN, load_golden
-from visiondrop.diversity import cosine_matrix, coverage_order, dpp_order, max_min_order
+from visiondrop.functional.diversity import cosine_matrix, coverage_order, dpp_order, max_min_order
 
 SEEDS = range(5)
 

@@ -13,9 +13,9 @@ import torch
 
 from tests.visiondrop.models import LAYERS, PATCHES, generate, logits, pixels, prompt, tiny
 from visiondrop import VisionDrop
+from visiondrop.functional.patches import CLIP_STD
 from visiondrop.methods.dtd import DTD
 from visiondrop.methods.framewise import FrameWise
-from visiondrop.patches import CLIP_STD
 from visiondrop.reducer import Reducer
 from visiondrop.views import PromptView
 

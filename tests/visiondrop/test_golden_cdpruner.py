@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import GOLDEN
 from tests.visiondrop import golden_runs
-from visiondrop.diversity import cosine_matrix, dpp_order
+from visiondrop.functional.diversity import cosine_matrix, dpp_order
 from visiondrop.methods.cdpruner import CDPruner
 from visiondrop.text_encoder import text_encoder
 from visiondrop.views import ProjectedView

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.visiondrop import golden_runs
-from visiondrop.diversity import cosine_matrix, max_min_order
+from visiondrop.functional.diversity import cosine_matrix, max_min_order
 from visiondrop.methods.divprune import DivPrune
 from visiondrop.views import ProjectedView
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tests.conftest import GOLDEN
 from tests.visiondrop import golden_runs
+from visiondrop.functional.neighbours import left_over, nearest
 from visiondrop.merging import Reduction
 from visiondrop.methods.prumerge import PruMerge
 from visiondrop.methods.prumerge_plus import PruMergePlus
-from visiondrop.neighbours import left_over, nearest
 from visiondrop.scoring import attention_row, outlier_shares
 from visiondrop.views import EncoderView
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.visiondrop import golden_runs
 from tests.visiondrop.test_golden_tiles import cases, grid_of, newline, side, tiles_of
 from visiondrop import decoder
-from visiondrop.anyres_layout import assemble, row_order, tile_order
+from visiondrop.functional.anyres_layout import assemble, row_order, tile_order
 from visiondrop.methods.pyramiddrop import PyramidDrop
 
 STEM = "PyramidDrop_next"

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from llava.anyres import get_anyres_image_grid_shape
 from tests.visiondrop import golden_runs
 from tests.visiondrop.models import tiny
-from visiondrop.anyres_layout import NEWLINE, TileGrid, assemble, row_order, tile_order
+from visiondrop.functional.anyres_layout import NEWLINE, TileGrid, assemble, row_order, tile_order
 from visiondrop.methods.fastervlm import FasterVLM
 from visiondrop.methods.globalcom2 import GlobalCom2
 from visiondrop.methods.visionzip import VisionZip

@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.visiondrop.models import tiny
-from visiondrop.density_peaks import dpc_knn, golden_ratio_noise, merge_clusters, recycle
-from visiondrop.pivots import least_similar, set_order
-from visiondrop.text_rating import position_bias, rated_by_heads, rated_by_text, text_raters
+from visiondrop.functional.density_peaks import dpc_knn, golden_ratio_noise, merge_clusters, recycle
+from visiondrop.functional.pivots import least_similar, set_order
+from visiondrop.functional.text_rating import (
+    position_bias,
+    rated_by_heads,
+    rated_by_text,
+    text_raters,
+)
 
 SEEDS = range(5)
 

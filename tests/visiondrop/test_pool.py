@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.visiondrop.models import LAYERS, PATCHES, generate, logits, pixels, prompt, tiny
+from visiondrop.functional.pooling import average_windows
 from visiondrop.methods import build_method
 from visiondrop.methods.pool import Pool
-from visiondrop.pooling import average_windows
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from visiondrop.calibration import calibrated_attention
-from visiondrop.patches import CLIP_MEAN, CLIP_STD, cells, grey_entropy
-from visiondrop.recycling import recycle_lowest
+from visiondrop.functional.calibration import calibrated_attention
+from visiondrop.functional.patches import CLIP_MEAN, CLIP_STD, cells, grey_entropy
+from visiondrop.functional.recycling import recycle_lowest
 from visiondrop.scoring import column_mean
 
 GRID = (4, 6)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from llava.mm_utils import expand2square
 from tests.visiondrop.models import LAYERS, PATCHES, generate, logits, pixels, prompt, tiny
+from visiondrop.functional.patches import box_patches
 from visiondrop.methods.region import Region, pad_boxes
-from visiondrop.patches import box_patches
 from visiondrop.views import EncoderView, ProjectedView
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}

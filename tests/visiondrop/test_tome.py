@@ -21,7 +21,7 @@ from tests.visiondrop.models import (
 )
 from tests.visiondrop.test_bipartite import merge_by_loops
 from visiondrop.adapters import geometry_of
-from visiondrop.bipartite import even_merges
+from visiondrop.functional.bipartite import even_merges
 from visiondrop.methods.tome import ToMe
 
 DEPTH = 2  # of the tiny towers' three layers, hidden state -2 is read

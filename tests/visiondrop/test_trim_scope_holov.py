@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from tests.visiondrop.test_diversity import slow_coverage
 from tests.visiondrop.tiny_clip import tiny_clip
-from visiondrop.crops import members, quotas
+from visiondrop.functional.crops import members, quotas
 from visiondrop.merging import Reduction
 from visiondrop.methods.holov import HoloV
 from visiondrop.methods.scope import Scope

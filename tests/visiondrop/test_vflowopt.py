@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from tests.visiondrop.models import LAYERS, generate, logits, pixels, prompt, tiny
 from visiondrop.adapters import geometry_of
 from visiondrop.decoder_views import DecoderView
+from visiondrop.functional.patches import CLIP_MEAN, CLIP_STD, cells
+from visiondrop.functional.ratios import RELEASED, three_counts
 from visiondrop.merging import keep_only
 from visiondrop.methods import build_method
 from visiondrop.methods.vflowopt import VFlowOpt
-from visiondrop.patches import CLIP_MEAN, CLIP_STD, cells
-from visiondrop.ratios import RELEASED, three_counts
 from visiondrop.stages import score_after
 from visiondrop.views import EncoderView, ProjectedView
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.visiondrop.models import PATCHES, generate, pixels, prompt, tiny
 from visiondrop import VisionDrop
-from visiondrop.diversity import coverage_order
+from visiondrop.functional.diversity import coverage_order
 from visiondrop.methods.visiondrop_div import VisionDropDiv, centred_cosine, nearness
 from visiondrop.views import DecoderView, EncoderView
 

@@ -20,10 +20,10 @@ from tests.visiondrop.models import (
 )
 from tests.visiondrop.slow_decoder import rms, slow_decoder, slow_logits, unpruned_embeds
 from visiondrop import Full, Uniform, VisionDrop
+from visiondrop.extensions.steering import mix_states, steer
 from visiondrop.methods.vista import Vista
 from visiondrop.methods.vmtc_cmai import VmtcCmai
 from visiondrop.methods.yopo import Yopo
-from visiondrop.steering import mix_states, steer
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 NONE = {"strength": 0.0, "gamma": 0.0}

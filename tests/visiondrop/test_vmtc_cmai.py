@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.visiondrop.models import PATCHES, generate, logits, pixels, prompt, tiny
 from tests.visiondrop.slow_decoder import slow_decoder, slow_logits
 from visiondrop import Full, Geometry, VisionDrop
-from visiondrop.clustering import after_cls, cluster_and_merge, spherical_kmeans
-from visiondrop.inhibition import focus_scores, least_focused
+from visiondrop.extensions.inhibition import focus_scores, least_focused
+from visiondrop.functional.clustering import after_cls, cluster_and_merge, spherical_kmeans
 from visiondrop.merging import keep_only
 from visiondrop.methods.vmtc_cmai import VmtcCmai
 from visiondrop.views import EncoderView

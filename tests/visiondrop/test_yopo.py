@@ -10,7 +10,7 @@ import torch
 from tests.visiondrop.models import LAYERS, PATCHES, generate, logits, pixels, prompt, tiny
 from tests.visiondrop.slow_decoder import slow_decoder, slow_logits, unpruned_embeds
 from visiondrop import Full
-from visiondrop.masking import Columns, neighbourhood
+from visiondrop.extensions.masking import Columns, neighbourhood
 from visiondrop.methods.yopo import Yopo
 from visiondrop.profiling import ModelSize
 
@@ -202,7 +202,7 @@ def test_refusals(fields: dict[str, Any], message: str) -> None:
 
 
 def test_flash_attention_refused() -> None:
-    from visiondrop.masking import refuse_maskless_attention
+    from visiondrop.extensions.masking import refuse_maskless_attention
 
     with pytest.raises(ValueError, match="flash_attention_2.*eager or sdpa"):
         refuse_maskless_attention("yopo", "flash_attention_2")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.diversity import cosine_matrix, dpp_order
+from visiondrop.functional.diversity import cosine_matrix, dpp_order
 from visiondrop.merging import Reduction, keep_only
 from visiondrop.methods.base import PictureBudget
 from visiondrop.reducer import Positions

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
+from visiondrop.functional.pivots import least_similar, set_order
 from visiondrop.merging import Reduction, gather, keep_only
 from visiondrop.methods.drops import OneDrop
-from visiondrop.pivots import least_similar, set_order
 from visiondrop.reducer import Positions
 from visiondrop.scoring import wide
 from visiondrop.views import DecoderView

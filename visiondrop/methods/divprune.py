@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from visiondrop.diversity import cosine_matrix, max_min_order
+from visiondrop.functional.diversity import cosine_matrix, max_min_order
 from visiondrop.merging import Reduction, keep_only
 from visiondrop.methods.base import PictureBudget
 from visiondrop.reducer import Positions

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.frames import By, frame_similarity, keep_frames
+from visiondrop.functional.frames import By, frame_similarity, keep_frames
+from visiondrop.functional.patches import CLIP_STD
 from visiondrop.merging import Reduction
-from visiondrop.patches import CLIP_STD
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.scoring import top_tokens
 from visiondrop.views import PromptView

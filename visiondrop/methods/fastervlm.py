@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visiondrop.anyres_layout import Newlines, TileGrid, row_order, tile_order
+from visiondrop.functional.anyres_layout import Newlines, TileGrid, row_order, tile_order
 from visiondrop.merging import Reduction, keep_only
 from visiondrop.methods.base import PictureBudget
 from visiondrop.reducer import Positions
@@ -64,7 +64,7 @@ class FasterVLM(PictureBudget):
                 the padding is lost, and a newline, which the budget does not count, closes every
                 other row, also an empty one.
 
-        Returns: [M, 2] pairs (tile, slot), see `visiondrop.anyres_layout`.
+        Returns: [M, 2] pairs (tile, slot), see `visiondrop.functional.anyres_layout`.
         """
         places = tiles.source - 1
         thumbnail = tile_order(0, torch.arange(places.shape[1], device=places.device))

@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 
-from visiondrop.frames import By, frame_similarity, keep_frames
+from visiondrop.functional.frames import By, frame_similarity, keep_frames
+from visiondrop.functional.patches import CLIP_STD
 from visiondrop.merging import Reduction
 from visiondrop.methods.base import PictureBudget
-from visiondrop.patches import CLIP_STD
 from visiondrop.reducer import Positions
 from visiondrop.scoring import top_tokens
 from visiondrop.views import PromptView

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.anyres_layout import Newlines, TileGrid, assemble, row_order, tile_order
+from visiondrop.functional.anyres_layout import Newlines, TileGrid, assemble, row_order, tile_order
 from visiondrop.reducer import Positions, Reducer
 
 
@@ -122,7 +122,7 @@ class GlobalCom2(Reducer):
         Args:
             kept: as from `select`; slot s of a tile is its s-th token there.
 
-        Returns: [M, 2] pairs (tile, slot), see `visiondrop.anyres_layout`.
+        Returns: [M, 2] pairs (tile, slot), see `visiondrop.functional.anyres_layout`.
         """
         places, released = kept[1:], self.placement == "released"
         if released:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.anyres_layout import TileGrid
+from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.merging import Reduction, keep_only
 from visiondrop.methods.base import PictureBudget
 from visiondrop.reducer import Positions

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.crops import Shape, members, quotas, varied_scores
+from visiondrop.functional.crops import Shape, members, quotas, varied_scores
 from visiondrop.merging import Reduction, gather, keep_only
 from visiondrop.methods.base import PictureBudget
 from visiondrop.reducer import Positions

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from visiondrop.adapters.base import Geometry
 from visiondrop.budgets import check_average, refuse_options, scaled_layers, single_drop
+from visiondrop.functional.pooling import average_windows, pooled_length
 from visiondrop.merging import Reduction
-from visiondrop.pooling import average_windows, pooled_length
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.views import DecoderView, ProjectedView
 

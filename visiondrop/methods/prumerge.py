@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
+from visiondrop.functional.neighbours import add_neighbours, left_over, nearest
 from visiondrop.merging import Reduction, gather
 from visiondrop.methods.base import PictureBudget
-from visiondrop.neighbours import add_neighbours, left_over, nearest
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.scoring import attention_row, outlier_shares, wide
 from visiondrop.views import EncoderView

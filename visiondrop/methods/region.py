@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from visiondrop.adapters.base import Geometry
+from visiondrop.functional.patches import box_patches
 from visiondrop.merging import Reduction, keep_only
-from visiondrop.patches import box_patches
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.scoring import wide
 from visiondrop.views import ProjectedView

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.diversity import Combination, cosine_matrix, coverage_order
+from visiondrop.functional.diversity import Combination, cosine_matrix, coverage_order
 from visiondrop.merging import Reduction, keep_only
 from visiondrop.methods.base import PictureBudget
 from visiondrop.reducer import Positions

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.density_peaks import golden_ratio_noise, recycle, seeded_noise
+from visiondrop.functional.density_peaks import golden_ratio_noise, recycle, seeded_noise
+from visiondrop.functional.text_rating import rated_by_text, text_raters
 from visiondrop.merging import Reduction
 from visiondrop.methods.drops import ListedDrops
 from visiondrop.reducer import Positions, Reductions
-from visiondrop.text_rating import rated_by_text, text_raters
 from visiondrop.views import DecoderView
 
 LAYERS = (2, 6, 15)

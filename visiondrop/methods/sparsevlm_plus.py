@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
+from visiondrop.functional.text_rating import position_bias, rated_by_heads, text_raters
 from visiondrop.merging import Reduction, keep_only
 from visiondrop.methods.drops import ListedDrops
 from visiondrop.methods.sparsevlm import LAYERS
 from visiondrop.reducer import Positions
 from visiondrop.scoring import top_tokens
-from visiondrop.text_rating import position_bias, rated_by_heads, text_raters
 from visiondrop.views import DecoderView
 
 HEADS = 14 / 32

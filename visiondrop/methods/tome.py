@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.bipartite import even_merges, merge_pairs
+from visiondrop.functional.bipartite import even_merges, merge_pairs
 from visiondrop.merging import Placement, Reduction
 from visiondrop.methods.base import PictureBudget
 from visiondrop.reducer import Positions

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
 from visiondrop.budgets import check_layers, stepwise
-from visiondrop.calibration import calibrated_attention
+from visiondrop.functional.calibration import calibrated_attention
+from visiondrop.functional.patches import CLIP_MEAN, CLIP_STD, cells, grey_entropy
+from visiondrop.functional.ratios import RELEASED, released_shape
+from visiondrop.functional.recycling import prune_lowest
 from visiondrop.merging import Reduction
-from visiondrop.patches import CLIP_MEAN, CLIP_STD, cells, grey_entropy
-from visiondrop.ratios import RELEASED, released_shape
-from visiondrop.recycling import prune_lowest
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.views import DecoderView, ProjectedView
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.diversity import cosine_matrix, coverage_order
+from visiondrop.functional.diversity import cosine_matrix, coverage_order
 from visiondrop.methods.visiondrop import VisionDrop
 from visiondrop.scoring import CausalCorrection, wide
 from visiondrop.views import DecoderView, EncoderView

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.anyres_layout import TileGrid, row_order, tile_order
+from visiondrop.functional.anyres_layout import TileGrid, row_order, tile_order
 from visiondrop.merging import MergeRule, Reduction, reduce_tokens
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.schedule import check_stages
@@ -115,7 +115,7 @@ class VisionZip(Reducer):
         Args:
             tiles: `encoder_stage`'s outcome for T tiles, the thumbnail first.
 
-        Returns: [M, 2] pairs (tile, slot), see `visiondrop.anyres_layout`.
+        Returns: [M, 2] pairs (tile, slot), see `visiondrop.functional.anyres_layout`.
         """
         places = (tiles.source - 1).masked_fill(tiles.contextual, -1)
         count, slots = places.shape

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.bipartite import drop_duplicates
+from visiondrop.functional.bipartite import drop_duplicates
 from visiondrop.merging import Reduction, keep_only
 from visiondrop.methods.base import PictureBudget
 from visiondrop.reducer import Positions

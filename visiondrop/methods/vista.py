@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.extension import Extension
+from visiondrop.extensions.base import Extension
+from visiondrop.extensions.steering import Inject, Scope, Steering
 from visiondrop.reducer import Reducer
-from visiondrop.steering import Inject, Scope, Steering
 
 
 @dataclass

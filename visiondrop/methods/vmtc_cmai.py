@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.clustering import after_cls, cluster_and_merge
-from visiondrop.extension import Extension
-from visiondrop.inhibition import Inhibition
+from visiondrop.extensions.base import Extension
+from visiondrop.extensions.inhibition import Inhibition
+from visiondrop.functional.clustering import after_cls, cluster_and_merge
 from visiondrop.merging import keep_only
 from visiondrop.methods.base import PictureBudget
 from visiondrop.reducer import Positions, Reductions

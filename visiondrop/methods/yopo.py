@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.extension import Extension
+from visiondrop.extensions.base import Extension
+from visiondrop.extensions.sparse_visual import HeadProbe, Skip, SparseVisual
 from visiondrop.methods.controls import Full
 from visiondrop.profiling import ModelSize
 from visiondrop.reducer import Reducer
-from visiondrop.sparse_visual import HeadProbe, Skip, SparseVisual
 
 
 @dataclass

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from visiondrop.functional.patches import frame_difference
 from visiondrop.merging import Reduction, keep_only
-from visiondrop.patches import frame_difference
 from visiondrop.scoring import wide
 from visiondrop.views import PromptView
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from visiondrop.extension import Extension
+from visiondrop.extensions.base import Extension
 from visiondrop.layout import Row
 
 if TYPE_CHECKING:

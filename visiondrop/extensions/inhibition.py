@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from visiondrop.masking import (
+from visiondrop.extensions.masking import (
     Hooked,
     columns_of,
     hidden_of,

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visiondrop.extensions.masking import Hooked
 from visiondrop.layout import Row, pack, padding_mask
-from visiondrop.masking import Hooked
 from visiondrop.run import row_positions
 from visiondrop.scoring import wide
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from visiondrop.masking import (
+from visiondrop.extensions.masking import (
     Columns,
     Hooked,
     columns_of,

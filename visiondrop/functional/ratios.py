@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from visiondrop.budgets import check_average, check_layers, scaled_layers
-from visiondrop.patches import cells
+from visiondrop.functional.patches import cells
 
 __all__ = ["RELEASED", "released_shape", "three_counts"]
 
