@@ -61,7 +61,9 @@ class Reducer(ABC):
     signal: ClassVar[str] = ""
     """What it judges tokens by, in a few words."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """What a model must have: "cls", "crops"."""
+    """What must be there: "cls", "crops" (of the model), "frames" (of the prompt), "text encoder"
+    (beside the model).
+    """
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings of papers and released codes under their own names."""
 
