@@ -198,7 +198,7 @@ def _try(
     """Answer a run; the reason why an optional one cannot run here, None where it did."""
     try:
         job.answer(run, store, batches, position)
-    except (ValueError, NotImplementedError) as error:
+    except ValueError as error:
         if not run.optional:
             raise EvalError(f"{run.label}: {error}") from error
         return str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
+
+from llava.eval.benchmarks import get_benchmark
 
 SUFFIX = "Answer the question using a single word or phrase."
 
@@ -161,3 +164,19 @@ def shared_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
 def tiny_data(tmp_path: Path) -> TinyData:
     """The same, a copy to spoil."""
     return write_data(tmp_path / "textvqa")
+
+
+def answer_rows(name: str, folder: Path, texts: list[str]) -> list[dict[str, Any]]:
+    """Rows of an answers file: texts for the first questions of a benchmark's files."""
+    benchmark = get_benchmark(name)
+    samples = benchmark.read(benchmark.files(folder))
+    return [
+        {
+            "question_id": s.question_id,
+            "prompt": s.prompt,
+            "image": s.image,
+            "text": t,
+            "metadata": {},
+        }
+        for s, t in zip(samples, texts)
+    ]

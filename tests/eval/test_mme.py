@@ -14,7 +14,7 @@ from llava.eval.benchmarks import get_benchmark
 from llava.eval.errors import EvalError, run_main
 from llava.eval.eval_mme import main, parse_answer, read_task_files, score_tasks
 from llava.eval.run_benchmark import main as run_benchmark
-from tests.eval.conftest import SUFFIX
+from tests.eval.conftest import SUFFIX, answer_rows
 
 # Task -> picture -> (question, answer), (question, answer); artwork lies as in the real archive.
 DATA = {
@@ -79,21 +79,6 @@ def write_mme(folder: Path) -> Path:
     return folder
 
 
-def rows(folder: Path, texts: list[str]) -> list[dict[str, Any]]:
-    benchmark = get_benchmark("mme")
-    samples = benchmark.read(benchmark.files(folder))
-    return [
-        {
-            "question_id": s.question_id,
-            "prompt": s.prompt,
-            "image": s.image,
-            "text": t,
-            "metadata": {},
-        }
-        for s, t in zip(samples, texts)
-    ]
-
-
 TEXTS = ["No", "Yes", "yes", "yes", "Yes", "perhaps", "Yes", "No", "no", "no"]
 
 
@@ -105,7 +90,7 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     benchmark.pictures(files).check(samples)
     benchmark.check(samples, files)
     assert len({s.question_id for s in samples}) == 5 and len({s.key for s in samples}) == 10
-    scores = benchmark.score(rows(tmp_path, TEXTS), files)
+    scores = benchmark.score(answer_rows("mme", tmp_path, TEXTS), files)
     assert scores.per_sample == [1, 1, 1, 0, 1, 0, 1, 1, 0, 1]
     assert scores.types == {
         "existence": (125, 4),
@@ -123,7 +108,9 @@ def test_scores_by_hand(tmp_path: Path) -> None:
 def test_the_first_questions(tmp_path: Path) -> None:
     """A limited run may end inside of a pair: that picture has no accuracy+ yet."""
     benchmark = get_benchmark("mme")
-    scores = benchmark.score(rows(write_mme(tmp_path), TEXTS[:3]), benchmark.files(tmp_path))
+    scores = benchmark.score(
+        answer_rows("mme", write_mme(tmp_path), TEXTS[:3]), benchmark.files(tmp_path)
+    )
     assert scores.types == {"code_reasoning": (200, 3)}
     assert scores.details["code_reasoning"]["pictures"] == 1
 
@@ -150,7 +137,7 @@ def test_text_files_give_the_same_scores(
     folder = write_mme(tmp_path / "data")
     benchmark = get_benchmark("mme")
     files = benchmark.files(folder)
-    answers = rows(folder, ["yes\tand\nno" if t == "yes" else t for t in TEXTS])
+    answers = answer_rows("mme", folder, ["yes\tand\nno" if t == "yes" else t for t in TEXTS])
     shuffled = [answers[i] for i in np.random.default_rng(0).permutation(10)]
     paths = benchmark.write_files(shuffled, files, tmp_path)
     assert {p.relative_to(tmp_path).as_posix() for p in paths} == {
@@ -182,7 +169,7 @@ def test_text_files_give_the_same_scores(
 def test_the_headline_of_any_draw_is_the_score_of_its_pictures(tmp_path: Path) -> None:
     benchmark = get_benchmark("mme")
     files = benchmark.files(write_mme(tmp_path))
-    parts = benchmark.score(rows(tmp_path, TEXTS), files).parts
+    parts = benchmark.score(answer_rows("mme", tmp_path, TEXTS), files).parts
     assert parts is not None and benchmark.headline(parts.sum(0)) == pytest.approx(300)
     right = np.array([1, 1, 1, 0, 1, 0, 1, 1, 0, 1]).reshape(5, 2)
     tasks = np.array([0, 0, 1, 2, 2])

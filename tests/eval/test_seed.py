@@ -15,6 +15,7 @@ from llava.eval.benchmarks import get_benchmark
 from llava.eval.errors import EvalError
 from llava.eval.eval_seed import main
 from llava.eval.run_benchmark import main as run_benchmark
+from tests.eval.conftest import answer_rows
 
 LETTER = "Answer with the option's letter from the given choices directly."
 TYPES = {"Scene Understanding": 1, "Instances Counting": 5, "Action Recognition": 10}
@@ -55,21 +56,6 @@ def write_seed(folder: Path) -> Path:
     return folder
 
 
-def rows(folder: Path, texts: list[str]) -> list[dict[str, Any]]:
-    benchmark = get_benchmark("seed")
-    samples = benchmark.read(benchmark.files(folder))
-    return [
-        {
-            "question_id": s.question_id,
-            "prompt": s.prompt,
-            "image": s.image,
-            "text": t,
-            "metadata": {},
-        }
-        for s, t in zip(samples, texts)
-    ]
-
-
 def test_scores_by_hand(tmp_path: Path) -> None:
     """Videos are left out; a letter with anything beside it is wrong, as in LLaVA."""
     benchmark = get_benchmark("seed")
@@ -78,7 +64,7 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     assert [str(s.question_id) for s in samples] == ["101669", "101670", "101671"]
     benchmark.pictures(files).check(samples)
     benchmark.check(samples, files)
-    scores = benchmark.score(rows(tmp_path, ["A", "D", "C."]), files)
+    scores = benchmark.score(answer_rows("seed", tmp_path, ["A", "D", "C."]), files)
     assert scores.per_sample == [1, 1, 0] and scores.score == pytest.approx(200 / 3)
     assert scores.types == {"Instances Counting": (50, 2), "Scene Understanding": (100, 1)}
     assert files.split == "image" and benchmark.metric == "accuracy"
@@ -89,7 +75,7 @@ def test_leaderboard_file_and_command_line(
 ) -> None:
     folder = write_seed(tmp_path / "data")
     benchmark = get_benchmark("seed")
-    answers = rows(folder, ["A", "B", "C"])
+    answers = answer_rows("seed", folder, ["A", "B", "C"])
     (written,) = benchmark.write_files(answers[::-1], benchmark.files(folder), tmp_path)
     expected = [
         {"question_id": "101669", "prediction": "A"},

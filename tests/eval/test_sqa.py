@@ -22,6 +22,7 @@ from llava.eval.model_vqa_science import main as model_vqa_science
 from llava.eval.preparing import build_prompt
 from llava.eval.run_benchmark import main as run_benchmark
 from llava.eval.samples import raw_question
+from tests.eval.conftest import answer_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "scoring.json"
 CASE = json.loads(GOLDEN.read_text())["scienceqa"]
@@ -135,21 +136,6 @@ def problem(
     }
 
 
-def rows(folder: Path, texts: list[str]) -> list[dict[str, Any]]:
-    benchmark = get_benchmark("sqa")
-    samples = benchmark.read(benchmark.files(folder))
-    return [
-        {
-            "question_id": s.question_id,
-            "prompt": s.prompt,
-            "image": s.image,
-            "text": t,
-            "metadata": {},
-        }
-        for s, t in zip(samples, texts)
-    ]
-
-
 def test_prompts_are_llavas(tmp_path: Path) -> None:
     benchmark = get_benchmark("sqa")
     plain, shown, hinted, _ = benchmark.read(benchmark.files(write_sqa(tmp_path)))
@@ -166,7 +152,7 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     benchmark = get_benchmark("sqa")
     files = benchmark.files(write_sqa(tmp_path))
     benchmark.check(benchmark.read(files), files)
-    scores = benchmark.score(rows(tmp_path, ["B", "C", "B", "A. here"]), files)
+    scores = benchmark.score(answer_rows("sqa", tmp_path, ["B", "C", "B", "A. here"]), files)
     assert scores.per_sample == [1, 1, 0, 1] and scores.score == 75
     assert scores.figures == {"image accuracy": 50}
     assert scores.types == {
@@ -180,7 +166,7 @@ def test_scores_by_hand(tmp_path: Path) -> None:
         "grades: 7-12": (50, 2),
     }
     assert files.split == "test"
-    first = benchmark.score(rows(tmp_path, ["A"]), files)
+    first = benchmark.score(answer_rows("sqa", tmp_path, ["A"]), files)
     assert first.score == 0 and first.figures == {}
 
 
@@ -188,7 +174,9 @@ def test_command_line_counts_the_whole_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, file = write_sqa(tmp_path / "data"), tmp_path / "answers.jsonl"
-    file.write_text("".join(json.dumps(r) + "\n" for r in rows(folder, ["B", "C", "B"])))
+    file.write_text(
+        "".join(json.dumps(r) + "\n" for r in answer_rows("sqa", folder, ["B", "C", "B"]))
+    )
     output, result = tmp_path / "output.json", tmp_path / "result.json"
     args = ["--base-dir", str(folder), "--result-file", str(file)]
     assert main([*args, "--output-file", str(output), "--output-result", str(result)]) == 0

@@ -121,8 +121,11 @@ class Benchmark(ABC):
         """The headline number from sums [..., k] over the rows of `Scores.parts`, as [...].
 
         For benchmarks that have parts: intervals draw pictures and put together what they sum to.
+        Here columns are pairs (points, points there were to get), one pair a group; the score is
+        the mean of the groups' percentages, 0 for a group that a draw leaves out.
         """
-        raise NotImplementedError(f"{self.title}'s score is a mean over questions")
+        points, all_ = sums[..., 0::2], sums[..., 1::2]
+        return 100 * (points / np.maximum(all_, 1)).mean(-1)
 
     def write_files(
         self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles, folder: Path

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores
-from llava.eval.benchmarks.splits import Split, find_split
+from llava.eval.benchmarks.base import BenchmarkFiles, Scores
+from llava.eval.benchmarks.splits import Split, SplitBenchmark
 from llava.eval.convert_gqa_for_eval import convert
 from llava.eval.eval_gqa import (
     accuracy_by_type,
@@ -18,7 +18,7 @@ from llava.eval.eval_gqa import (
 )
 from llava.eval.files import write_atomically
 from llava.eval.labels import question_ids
-from llava.eval.samples import Sample, read_questions
+from llava.eval.samples import Sample
 
 OFFICIAL = (
     "data/testdev_balanced_questions.json",
@@ -36,21 +36,16 @@ SPLITS = (
 )
 
 
-class GQA(Benchmark):
+class GQA(SplitBenchmark):
     """Share of predictions that are the answer, word for word."""
 
     name = "gqa"
     title = "GQA"
     beside = ("binary", "open")
     default_data = "playground/data/eval/gqa"
+    split_files = SPLITS
 
-    def files(self, data: str | Path) -> BenchmarkFiles:
-        return find_split(self, data, SPLITS)
-
-    def read(self, files: BenchmarkFiles) -> list[Sample]:
-        if files.questions.suffix == ".json":
-            return read_official_questions(files.questions)
-        return read_questions(files.questions)
+    read_official = staticmethod(read_official_questions)
 
     def check(self, samples: Sequence[Sample], files: BenchmarkFiles) -> None:
         question_ids(samples, files.questions)

@@ -95,10 +95,6 @@ class MMBench(Benchmark):
             parts,
         )
 
-    def headline(self, sums: np.ndarray) -> np.ndarray:
-        """Percent of questions solved; sums [..., 2] hold how many were, and how many there are."""
-        return 100 * sums[..., 0] / np.maximum(sums[..., 1], 1)
-
     def write_files(
         self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles, folder: Path
     ) -> list[Path]:

@@ -69,12 +69,6 @@ class POPE(Benchmark):
             _parts(said, labels, categories),
         )
 
-    def headline(self, sums: np.ndarray) -> np.ndarray:
-        """Mean F1 in percent over categories; sums [..., 2 c] hold each one's 2 TP and 2 TP + FP +
-        FN.  A draw without anything to find in a category gives it 0, as `share` does."""
-        hits, all_ = sums[..., 0::2], sums[..., 1::2]
-        return 100 * (hits / np.maximum(all_, 1)).mean(-1)
-
 
 def _parts(said: Sequence[bool], labels: Sequence[bool], categories: Sequence[str]) -> np.ndarray:
     names = sorted(set(categories))

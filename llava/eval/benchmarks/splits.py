@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles
 from llava.eval.errors import EvalError
+from llava.eval.samples import Sample, read_questions
 
 HINT = "docs/evaluation.md says where to get the files; DATA or --data says where they are"
 
@@ -38,6 +40,28 @@ class Split:
         assert questions is not None and images is not None, "a split has questions and pictures"
         files = BenchmarkFiles(questions, images, found["annotations"], split=self.name)
         return files, missing
+
+
+class SplitBenchmark(Benchmark):
+    """A benchmark of several splits, whose questions come as LLaVA's jsonl or as the official json.
+
+    A subclass sets `split_files`, and `splits` to their names.
+    """
+
+    split_files: tuple[Split, ...]
+
+    @staticmethod
+    @abstractmethod
+    def read_official(path: Path) -> list[Sample]:
+        """Samples of the official questions json, in LLaVA's prompt form."""
+
+    def files(self, data: str | Path) -> BenchmarkFiles:
+        return find_split(self, data, self.split_files)
+
+    def read(self, files: BenchmarkFiles) -> list[Sample]:
+        if files.questions.suffix == ".json":
+            return self.read_official(files.questions)
+        return read_questions(files.questions)
 
 
 def find_split(benchmark: Benchmark, data: str | Path, splits: Sequence[Split]) -> BenchmarkFiles:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores
-from llava.eval.benchmarks.splits import Split, find_split
+from llava.eval.benchmarks.base import BenchmarkFiles, Scores
+from llava.eval.benchmarks.splits import Split, SplitBenchmark
 from llava.eval.convert_vizwiz_for_submission import convert
 from llava.eval.errors import EvalError
 from llava.eval.eval_vizwiz import (
@@ -22,7 +22,7 @@ from llava.eval.eval_vizwiz import (
 )
 from llava.eval.files import write_atomically
 from llava.eval.labels import by_type, question_ids, require_known
-from llava.eval.samples import Sample, read_questions
+from llava.eval.samples import Sample
 
 SPLITS = (
     Split("val", ("llava_val.jsonl", "val.json"), ("val",), ("val.json",)),
@@ -30,22 +30,17 @@ SPLITS = (
 )
 
 
-class VizWiz(Benchmark):
+class VizWiz(SplitBenchmark):
     """VQA accuracy over ten human answers, by VizWiz's script; see ``llava.eval.vqa_eval``."""
 
     name = "vizwiz"
     title = "VizWiz"
     metric = "VQA accuracy"
     default_data = "playground/data/eval/vizwiz"
+    split_files = SPLITS
     splits = tuple(split.name for split in SPLITS)
 
-    def files(self, data: str | Path) -> BenchmarkFiles:
-        return find_split(self, data, SPLITS)
-
-    def read(self, files: BenchmarkFiles) -> list[Sample]:
-        if files.questions.suffix == ".json":
-            return read_official_questions(files.questions)
-        return read_questions(files.questions)
+    read_official = staticmethod(read_official_questions)
 
     def check(self, samples: Sequence[Sample], files: BenchmarkFiles) -> None:
         question_ids(samples, files.questions)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores
-from llava.eval.benchmarks.splits import Split, find_split
+from llava.eval.benchmarks.base import BenchmarkFiles, Scores
+from llava.eval.benchmarks.splits import Split, SplitBenchmark
 from llava.eval.convert_vqav2_for_submission import UPLOAD_QUESTIONS, convert
 from llava.eval.eval_vqav2 import (
     check_labels,
@@ -40,22 +40,17 @@ SPLITS = (
 )
 
 
-class VQAv2(Benchmark):
+class VQAv2(SplitBenchmark):
     """VQA accuracy over ten human answers; see ``llava.eval.vqa_eval``."""
 
     name = "vqav2"
     title = "VQAv2"
     metric = "VQA accuracy"
     default_data = "playground/data/eval/vqav2"
+    split_files = SPLITS
     splits = tuple(split.name for split in SPLITS)
 
-    def files(self, data: str | Path) -> BenchmarkFiles:
-        return find_split(self, data, SPLITS)
-
-    def read(self, files: BenchmarkFiles) -> list[Sample]:
-        if files.questions.suffix == ".json":
-            return read_official_questions(files.questions)
-        return read_questions(files.questions)
+    read_official = staticmethod(read_official_questions)
 
     def check(self, samples: Sequence[Sample], files: BenchmarkFiles) -> None:
         question_ids(samples, files.questions)
