@@ -48,6 +48,11 @@ class Question:
     def form(self) -> str:
         return "open" if self.structural == "query" else "binary"
 
+    @property
+    def kinds(self) -> tuple[str, str, str]:
+        """The types that it counts for."""
+        return self.form, f"structural: {self.structural}", f"semantic: {self.semantic}"
+
 
 def load_questions(path: str | Path) -> dict[str, Question]:
     """An official question file as id -> question, in its order."""
@@ -132,11 +137,10 @@ def accuracy_by_type(
 ) -> dict[str, tuple[float, int]]:
     """Accuracy (0..100) and number of binary and open questions, and of every structural and
     semantic type."""
-    return {
-        **by_type(scores, [q.form for q in questions]),
-        **by_type(scores, [f"structural: {q.structural}" for q in questions]),
-        **by_type(scores, [f"semantic: {q.semantic}" for q in questions]),
-    }
+    found: dict[str, tuple[float, int]] = {}
+    for kinds in zip(*(question.kinds for question in questions)):
+        found.update(by_type(scores, kinds))
+    return found
 
 
 def read_result_file(path: str | Path) -> list[dict[str, Any]]:

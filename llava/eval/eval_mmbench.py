@@ -63,9 +63,17 @@ class Judged:
     @property
     def right(self) -> bool:
         """Whether it is the row's answer, at the place where the rotation puts it."""
+        return self.option == LETTERS[self._place]
+
+    @property
+    def expected(self) -> str:
+        """The right option as the question had it: letter and text."""
+        return f"{LETTERS[self._place]}. {self.row.rotated(self.rounds)[self._place]}"
+
+    @property
+    def _place(self) -> int:
         assert self.row.answer is not None, "rows without an answer are not scored"
-        place = (LETTERS.index(self.row.answer) - self.rounds) % len(self.row.options)
-        return self.option == LETTERS[place]
+        return (LETTERS.index(self.row.answer) - self.rounds) % len(self.row.options)
 
     @property
     def plain(self) -> bool:
@@ -129,11 +137,8 @@ def by_ability(judged: Sequence[Judged], whole: Mapping[int, Sequence[int]]) -> 
     """Accuracies of each ability (``category``) and group of them (``l2-category/...``)."""
     members: dict[str, set[int]] = defaultdict(set)
     for answer in judged:
-        row = answer.row
-        if row.category:
-            members[row.category].add(row.question)
-        if row.group:
-            members[f"l2-category/{row.group}"].add(row.question)
+        for kind in answer.row.kinds:
+            members[kind].add(answer.row.question)
     found = {}
     for name in sorted(members, key=lambda name: ("/" in name, name)):
         mine = [i for i, answer in enumerate(judged) if answer.row.question in members[name]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,12 @@ def require_known(
             f"{path} has no {what} for {len(missing)} of {len(names)}: {shown}"
             f"{', ...' if len(missing) > 3 else ''}; do the two files belong together?"
         )
+
+
+def in_words(answers: Sequence[str]) -> str:
+    """People's answers for reports, the most frequent first: "red (6), dark red (3), maroon"."""
+    counts = Counter(answers).most_common()
+    return ", ".join(text + (f" ({n})" if n > 1 else "") for text, n in counts)
 
 
 def by_type(

@@ -71,6 +71,12 @@ class Question:
         """Index of the question that the row asks, rotated or not."""
         return self.index % ROUND
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The abilities that it counts for."""
+        group = f"l2-category/{self.group}" if self.group else ""
+        return tuple(filter(None, (self.category, group)))
+
     def rotated(self, rounds: int) -> tuple[str, ...]:
         """The options in round ``rounds`` of LLaVA's --all-rounds."""
         return self.options[rounds:] + self.options[:rounds]

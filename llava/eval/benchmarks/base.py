@@ -52,6 +52,8 @@ class Scores:
         details: question type -> further numbers of that type.
         parts: [n, k], what the headline number is made of where it is no mean of ``per_sample``:
             ``Benchmark.headline`` makes it of the columns' sums.
+        kinds: of each answer the types that it counts for; empty where nothing sorts them.
+        right: of each answer, in words, what would have been right; empty where nobody knows.
     """
 
     score: float | None
@@ -60,6 +62,8 @@ class Scores:
     figures: dict[str, float] = field(default_factory=dict)
     details: dict[str, dict[str, float]] = field(default_factory=dict)
     parts: np.ndarray | None = None
+    kinds: list[tuple[str, ...]] = field(default_factory=list)
+    right: list[str] = field(default_factory=list)
 
 
 class Benchmark(ABC):

@@ -54,9 +54,17 @@ class GQA(SplitBenchmark):
     def score(self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles) -> Scores:
         questions = load_questions(files.answers)
         per_sample = score_answers(rows, questions, files.answers)
-        types = accuracy_by_type(per_sample, [questions[str(row["question_id"])] for row in rows])
+        asked = [questions[str(row["question_id"])] for row in rows]
+        types = accuracy_by_type(per_sample, asked)
         figures = {form: types[form][0] for form in self.beside if form in types}
-        return Scores(100 * sum(per_sample) / len(per_sample), per_sample, types, figures)
+        return Scores(
+            100 * sum(per_sample) / len(per_sample),
+            per_sample,
+            types,
+            figures,
+            kinds=[question.kinds for question in asked],
+            right=[question.answer for question in asked],
+        )
 
     def write_files(
         self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles, folder: Path

@@ -93,6 +93,8 @@ class MMBench(Benchmark):
             {**figures, "unread": unread(judged)},
             {k: {"plain": a.plain} for k, a in abilities.items() if a.plain is not None},
             parts,
+            [answer.row.kinds for answer in judged],
+            [answer.expected for answer in judged],
         )
 
     def write_files(

@@ -66,6 +66,8 @@ class MME(Benchmark):
                 for name, task in tasks.items()
             },
             _parts(marked, list(tasks)),
+            [(m.task,) for m in marked],
+            [m.answer for m in marked],
         )
 
     def headline(self, sums: np.ndarray) -> np.ndarray:

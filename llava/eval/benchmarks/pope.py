@@ -67,6 +67,8 @@ class POPE(Benchmark):
             means,
             details,
             _parts(said, labels, categories),
+            [(category,) for category in categories],
+            ["yes" if label else "no" for label in labels],
         )
 
 

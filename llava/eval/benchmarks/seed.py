@@ -8,7 +8,7 @@ from typing import Any
 
 from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores, require_files
 from llava.eval.errors import EvalError
-from llava.eval.eval_seed import check_questions, load_questions, write_upload
+from llava.eval.eval_seed import LETTERS, check_questions, load_questions, write_upload
 from llava.eval.labels import by_question, by_type
 from llava.eval.samples import Sample, read_questions
 
@@ -55,8 +55,13 @@ class SEEDBench(Benchmark):
         known = load_questions(files.answers)
         questions = [known[str(row["question_id"])] for row in rows]
         per_sample = [float(row["text"] == q.answer) for row, q in zip(rows, questions)]
-        types = by_type(per_sample, [q.dimension for q in questions])
-        return Scores(100 * sum(per_sample) / len(per_sample), per_sample, types)
+        return Scores(
+            100 * sum(per_sample) / len(per_sample),
+            per_sample,
+            by_type(per_sample, [q.dimension for q in questions]),
+            kinds=[(q.dimension,) for q in questions],
+            right=[f"{q.answer}. {q.choices[LETTERS.index(q.answer)]}" for q in questions],
+        )
 
     def write_files(
         self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles, folder: Path

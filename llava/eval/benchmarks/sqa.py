@@ -11,6 +11,7 @@ from typing import Any
 
 from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores, require_files
 from llava.eval.eval_science_qa import (
+    OPTIONS,
     check_problems,
     load_problems,
     load_split,
@@ -61,12 +62,20 @@ class ScienceQA(Benchmark):
         summary = summarise(marked)
         per_sample = [float(m.correct) for m in marked]
         types: dict[str, tuple[float, int]] = {}
-        for kinds in zip(*(kinds_of(problems[m.name], m.with_picture) for m in marked)):
-            types.update(by_type(per_sample, kinds))
+        kinds = [kinds_of(problems[m.name], m.with_picture) for m in marked]
+        for group in zip(*kinds):
+            types.update(by_type(per_sample, group))
         figures = {}
         if summary.image_accuracy is not None:
             figures["image accuracy"] = summary.image_accuracy
-        return Scores(summary.accuracy, per_sample, types, figures)
+        return Scores(
+            summary.accuracy,
+            per_sample,
+            types,
+            figures,
+            kinds=[tuple(kind for kind in group if kind is not None) for group in kinds],
+            right=[f"{OPTIONS[m.answer]}. {problems[m.name]['choices'][m.answer]}" for m in marked],
+        )
 
     def write_files(
         self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles, folder: Path

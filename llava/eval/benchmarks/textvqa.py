@@ -10,7 +10,7 @@ from typing import Any
 from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores, require_files
 from llava.eval.errors import EvalError
 from llava.eval.eval_textvqa import annotation_of, load_annotations, question_of, score_answers
-from llava.eval.labels import by_type
+from llava.eval.labels import by_type, in_words
 from llava.eval.oracle import Regions, regions_of
 from llava.eval.samples import Sample
 
@@ -52,11 +52,18 @@ class TextVQA(Benchmark):
         return regions_of(samples, read_regions(files.types), question_of)
 
     def score(self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles) -> Scores:
-        per_sample = score_answers(rows, load_annotations(files.answers))
+        annotations = load_annotations(files.answers)
+        per_sample = score_answers(rows, annotations)
         types = question_types(files.types)
         kinds = [types.get((str(row["question_id"]), question_of(row["prompt"]))) for row in rows]
         score = 100 * sum(per_sample) / len(per_sample)
-        return Scores(score, per_sample, by_type(per_sample, kinds))
+        return Scores(
+            score,
+            per_sample,
+            by_type(per_sample, kinds),
+            kinds=[() if kind is None else (kind,) for kind in kinds],
+            right=[in_words(annotation_of(row, annotations)["answers"]) for row in rows],
+        )
 
 
 def question_types(path: Path | None) -> dict[tuple[str, str], str]:

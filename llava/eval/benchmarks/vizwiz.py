@@ -21,7 +21,7 @@ from llava.eval.eval_vizwiz import (
     score_answers,
 )
 from llava.eval.files import write_atomically
-from llava.eval.labels import by_type, question_ids, require_known
+from llava.eval.labels import by_type, in_words, question_ids, require_known
 from llava.eval.samples import Sample
 
 SPLITS = (
@@ -65,9 +65,15 @@ class VizWiz(SplitBenchmark):
             return Scores(None, [])
         annotations = load_annotations(files.annotations)
         per_sample = score_answers(rows, annotations, files.annotations)
-        kinds = [annotations[picture_of(row)].answer_type for row in rows]
-        score = 100 * sum(per_sample) / len(per_sample)
-        return Scores(score, per_sample, by_type(per_sample, kinds))
+        known = [annotations[picture_of(row)] for row in rows]
+        kinds = [annotation.answer_type for annotation in known]
+        return Scores(
+            100 * sum(per_sample) / len(per_sample),
+            per_sample,
+            by_type(per_sample, kinds),
+            kinds=[(kind,) for kind in kinds],
+            right=[in_words(annotation.humans) for annotation in known],
+        )
 
     def write_files(
         self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles, folder: Path

@@ -19,7 +19,7 @@ from llava.eval.eval_vqav2 import (
     score_answers,
 )
 from llava.eval.files import write_atomically
-from llava.eval.labels import by_type, question_ids
+from llava.eval.labels import by_type, in_words, question_ids
 from llava.eval.samples import Sample, read_questions
 
 SPLITS = (
@@ -62,9 +62,15 @@ class VQAv2(SplitBenchmark):
             return Scores(None, [])
         annotations = load_annotations(files.annotations)
         per_sample = score_answers(rows, annotations, files.annotations)
-        kinds = [annotations[str(row["question_id"])].answer_type for row in rows]
-        score = 100 * sum(per_sample) / len(per_sample)
-        return Scores(score, per_sample, by_type(per_sample, kinds))
+        known = [annotations[str(row["question_id"])] for row in rows]
+        kinds = [annotation.answer_type for annotation in known]
+        return Scores(
+            100 * sum(per_sample) / len(per_sample),
+            per_sample,
+            by_type(per_sample, kinds),
+            kinds=[(kind,) for kind in kinds],
+            right=[in_words(annotation.humans) for annotation in known],
+        )
 
     def write_files(
         self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles, folder: Path
