@@ -2,7 +2,8 @@
 
 What the tower computes depends on the picture alone: every question, method and budget may share
 it.
-Exact: the very tensors of the first pass are used again.
+Exact: the very tensors of the first pass are used again.  Rounding depends on which pictures pass
+the tower together; with `alone`, that does not depend on what the store happens to hold.
 """
 
 from __future__ import annotations
@@ -23,13 +24,22 @@ class TowerCache:
 
     Args:
         max_bytes: limit of what is held; 0 shares within a batch only.
+        alone: names of pictures that come in several batches; None where nobody says. These pass
+            the tower one by one, the others of a batch together or not at all: a picture's output
+            is then the same, bit for bit, in whatever order batches come and whatever was held.
+        hold_all: false to hold those of `alone` only, as no others come again.
 
     Attributes:
         hits, misses: pictures taken from the store, and pictures encoded.
     """
 
-    def __init__(self, max_bytes: int = 0):
-        self.max_bytes = max_bytes
+    def __init__(
+        self,
+        max_bytes: int = 0,
+        alone: frozenset[str] | None = None,
+        hold_all: bool = True,
+    ):
+        self.max_bytes, self.alone, self.hold_all = max_bytes, alone, hold_all
         self.hits = self.misses = self.held_bytes = 0
         self._held: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
         self._scale = 1.0
@@ -53,24 +63,37 @@ class TowerCache:
             )
         repeat = count // len(names)
         names = [name for name in names for _ in range(repeat)]
-        new = [i for i, n in enumerate(names) if n not in self._held and n not in names[:i]]
+        passes = self._passes(names)
         batch = {name: self._held[name] for name in names if name in self._held}
         for name in batch:
             self._held.move_to_end(name)
-        if new:
+        for new in passes:
             out = run(pixel_values if len(new) == count else pixel_values[new])
             self._scale = out.scale
             for row, i in enumerate(new):
                 batch[names[i]] = (out.features[row], out.query[row], out.key[row])
                 self._keep(names[i], batch[names[i]])
-        self.hits += count - len(new)
-        self.misses += len(new)
+        encoded = sum(map(len, passes))
+        self.hits += count - encoded
+        self.misses += encoded
         features, query, key = (
             torch.stack(t) for t in zip(*map(batch.__getitem__, names), strict=True)
         )
         return TowerOutput(features, query, key, self._scale)
 
+    def _passes(self, names: list[str]) -> list[list[int]]:
+        """The rows that have to pass the tower, pass by pass."""
+        first = [i for i, name in enumerate(names) if name not in names[:i]]
+        new = [i for i in first if names[i] not in self._held]
+        if self.alone is None:
+            return [new] if new else []
+        together = [i for i in first if names[i] not in self.alone]
+        whole = [together] if not set(together).isdisjoint(new) else []
+        return whole + [[i] for i in new if names[i] in self.alone]
+
     def _keep(self, name: str, tensors: tuple[Tensor, ...]) -> None:
+        if name in self._held or not (self.hold_all or name in (self.alone or ())):
+            return
         size = sum(t.numel() * t.element_size() for t in tensors)
         if size > self.max_bytes:
             return

@@ -78,3 +78,50 @@ def test_names_must_fit() -> None:
     with VisionDrop()(model) as trace, pytest.raises(ValueError, match="2 picture names for 1"):
         trace.set_pictures(["a", "b"])
         generate(model, ROWS[:1], pixels(1))
+
+
+def test_outputs_do_not_depend_on_what_is_held() -> None:
+    """With `alone` the tower sees the same company for a picture, whatever came before it: a run
+    that goes on in the middle gets the bits of a whole one."""
+    model, images = tiny(), dict(zip("abcde", pixels(5), strict=True))
+    batches = ["aab", "bcd", "dde", "eba"]
+    alone = frozenset(n for n in "abcde" if sum(n in batch for batch in batches) > 1)
+    assert alone == frozenset("abde")
+
+    def outputs(wanted: list[str], cache: TowerCache) -> tuple[list[torch.Tensor], list[int]]:
+        found = []
+        with counted(model) as seen, VisionDrop()(model, tower_cache=cache) as trace:
+            for batch in wanted:
+                trace.set_pictures(list(batch))
+                stack = torch.stack([images[name] for name in batch])
+                found.append(torch.cat(model.get_image_features(stack).pooler_output))
+        return found, seen
+
+    whole, seen = outputs(batches, TowerCache(1 << 20, alone, hold_all=False))
+    assert sum(seen) == 5, "every picture once"
+    for kept in (0, 1 << 20):
+        for start in range(1, 4):
+            later, _ = outputs(batches[start:], TowerCache(kept, alone, hold_all=False))
+            for got, expected in zip(later, whole[start:], strict=True):
+                torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    shared = TowerCache(1 << 20, alone)
+    outputs(batches, shared)
+    again, seen = outputs(batches, shared)
+    assert seen == [] and shared.misses == 5
+    for got, expected in zip(again, whole, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_pictures_that_pass_together_pass_together_again() -> None:
+    """Where the store let one of them go."""
+    model, images = tiny(), pixels(3)
+    probe = TowerCache(1 << 20)
+    with VisionDrop()(model, tower_cache=probe) as trace:
+        trace.set_pictures(["a"])
+        model.get_image_features(images[:1])
+    cache = TowerCache(2 * probe.held_bytes, alone=frozenset())
+    with counted(model) as seen, VisionDrop()(model, tower_cache=cache) as trace:
+        trace.set_pictures(["a", "b", "c"])
+        for _ in range(2):
+            model.get_image_features(images)
+    assert seen == [3, 3]
