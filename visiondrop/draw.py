@@ -6,11 +6,13 @@ patches folded into one are pale, dropped ones nearly black.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PIL import Image, ImageDraw, ImageFont
 
 from visiondrop.trace import SampleTrace
 
-__all__ = ["draw_sample", "pad_to_square"]
+__all__ = ["Panel", "draw_rows", "draw_sample", "pad_to_square", "stage_panels"]
 
 SIDE = 384
 GAP = 16
@@ -18,6 +20,10 @@ HEAD = 28
 FRAME = (214, 94, 0)
 MEAN = (122, 116, 104)
 """Where LLaVA pads a picture to a square: CLIP's mean colour."""
+
+
+Panel = tuple[Image.Image, str]
+"""A square picture with its title."""
 
 
 def pad_to_square(image: Image.Image, background: tuple[int, int, int] = MEAN) -> Image.Image:
@@ -40,9 +46,22 @@ def draw_sample(
         grid: (rows, columns) of patches.
         picture: which of the row's pictures.
     """
-    square = pad_to_square(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     rows, columns = grid
-    panels = [(square, f"picture: {rows * columns} patches")]
+    picture_panel = (panel_of(image), f"picture: {rows * columns} patches")
+    return draw_rows([[picture_panel, *stage_panels(sample, image, grid, picture)]])
+
+
+def panel_of(image: Image.Image) -> Image.Image:
+    """A picture at a panel's size, padded to a square where it is none."""
+    return pad_to_square(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def stage_panels(
+    sample: SampleTrace, image: Image.Image, grid: tuple[int, int], picture: int = 0
+) -> list[Panel]:
+    """One panel for each stage; arguments as for `draw_sample`."""
+    square = panel_of(image)
+    panels = []
     stages = [stage for stage in sample.stages if stage.picture == picture]
     for stage, (name, fate) in zip(stages, sample.fates(picture), strict=True):
         merged = {entry["reference"] for entry in stage.merged}
@@ -52,16 +71,22 @@ def draw_sample(
         elif merged:
             title += f" ({len(stage.kept)} + {len(merged)})"
         panels.append((draw_stage(square, grid, fate, merged), title))
+    return panels
 
+
+def draw_rows(rows: Sequence[Sequence[Panel]]) -> Image.Image:
+    """Rows of panels, one below the other, and what their shades mean."""
     font = ImageFont.load_default(size=16)
-    width = len(panels) * SIDE + (len(panels) + 1) * GAP
-    sheet = Image.new("RGB", (width, SIDE + 2 * HEAD + GAP), "white")
+    most, high = max(map(len, rows)), HEAD + SIDE
+    width = most * SIDE + (most + 1) * GAP
+    sheet = Image.new("RGB", (width, len(rows) * high + HEAD + GAP), "white")
     pen = ImageDraw.Draw(sheet)
-    for i, (panel, title) in enumerate(panels):
-        left = GAP + i * (SIDE + GAP)
-        pen.text((left, 6), title, fill="black", font=font)
-        sheet.paste(panel, (left, HEAD))
-    legend(sheet, (GAP, HEAD + SIDE + 10), font)
+    for r, panels in enumerate(rows):
+        for i, (panel, title) in enumerate(panels):
+            left = GAP + i * (SIDE + GAP)
+            pen.text((left, r * high + 6), title, fill="black", font=font)
+            sheet.paste(panel, (left, r * high + HEAD))
+    legend(sheet, (GAP, len(rows) * high + 10), font)
     return sheet
 
 
