@@ -84,9 +84,12 @@ def choose_reference(results: Sequence[Result], wanted: str | None) -> str | Non
 
 
 def reference_of(result: Result, references: Sequence[Result]) -> Result | None:
-    """The reference's cell at the same budget; the only one there is for what has no budget."""
+    """The reference's cell at the same budget; where it has none itself (the full model), it is
+    that of all, and where only one is there it is that of what has no budget."""
+    if len(references) == 1 and None in (result.get("budget"), references[0].get("budget")):
+        return references[0]
     if result.get("budget") is None:
-        return references[0] if len(references) == 1 else None
+        return None
     return next((r for r in references if r["tokens"] == result["tokens"]), None)
 
 
@@ -106,23 +109,37 @@ def compare(
         reference: the label of the reference.
         parts: in place of ``scores`` where the score is no mean over questions.
     """
-    if len(set(pictures)) < 2:
-        return {}
     references = [result for result in results if result["label"] == reference]
     pairs = []
     for result in results:
         other = reference_of(result, references)
         if other is not None and other["cell"] != result["cell"]:
             pairs.append((result["cell"], other["cell"]))
-    if not pairs:
+    intervals = compare_pairs(pairs, scores, pictures, parts)
+    return {cell: interval for (cell, _), interval in intervals.items()}
+
+
+def compare_pairs(
+    pairs: Sequence[tuple[str, str]],
+    scores: Scores,
+    pictures: Sequence[str],
+    parts: Parts | None = None,
+) -> dict[tuple[str, str], Interval]:
+    """(one, other) -> interval of one cell's score minus the other's, all from the same draws.
+
+    Empty where there are fewer than two pictures, from which nothing can be told.  Arguments as
+    for `compare`.
+    """
+    if not pairs or len(set(pictures)) < 2:
         return {}
     if parts is not None:
         intervals = parts.intervals(pairs, pictures)
     else:
-        means = {cell: np.mean(np.asarray(rows), axis=0) for cell, rows in scores.items()}
+        named = dict.fromkeys(cell for pair in pairs for cell in pair)
+        means = {cell: np.mean(np.asarray(scores[cell]), axis=0) for cell in named}
         columns = [100 * (means[one] - means[other]) for one, other in pairs]
         intervals = bootstrap_intervals(np.stack(columns, axis=1), pictures, seed=SEED)
-    return {cell: interval for (cell, _), interval in zip(pairs, intervals, strict=True)}
+    return dict(zip(pairs, intervals, strict=True))
 
 
 def describe(reference: str) -> str:
