@@ -5,21 +5,31 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers import LogitsProcessorList
 
-from llava.eval.answers import AnswerStore, Row
+from llava.eval.answered import Row
+from llava.eval.answers import AnswerStore
 from llava.eval.errors import EvalError
+from llava.eval.near_ties import Margins
 from llava.eval.preparing import Prepared, QuestionDataset, batch_loader, left_pad
 from llava.eval.samples import Sample, raw_question
 from llava.eval.settings import RunSettings, digest_of_json
 from visiondrop import TowerCache, Trace
 from visiondrop.trace import SampleTrace
+
+RUN_CACHE_BYTES = 256 * 2**20
+"""For pictures whose questions lie in several batches; one of LLaVA-1.5's takes 3.5 MB in half
+precision."""
+PATIENCE = 8
+"""So many samples may make the model raise an error before any has worked."""
 
 
 @dataclass
@@ -75,8 +85,12 @@ def answer_questions(
 
     Each batch is on the disk before the next begins.  ``label`` names the run beside the progress
     bar; ``position`` is the bar's line when several processes draw one each.  A picture with
-    several questions in a batch passes the vision tower once; with ``tower_cache`` also across
-    batches and runs.
+    several questions passes the vision tower once, as long as `RUN_CACHE_BYTES` hold what comes
+    between them; ``tower_cache`` is another store, that runs may share.
+
+    A sample that makes the model raise an error is recorded as failed, and the others of its batch
+    are answered one by one.  The error is raised where nothing has been answered so far: then it is
+    the method or the model that does not work.
     """
     wanted = range(len(store.batches)) if batches is None else batches
     todo = sorted(set(store.todo) & set(wanted))
@@ -86,40 +100,127 @@ def answer_questions(
     done = total - sum(len(store.batches[k]) for k in todo)
     parent = os.getppid()
     loader = batch_loader(dataset, [store.batches[k] for k in todo], workers)
+    if tower_cache is None:
+        alone = in_several_batches(store.samples, store.batches)
+        tower_cache = TowerCache(RUN_CACHE_BYTES, alone, hold_all=False)
+    works = any("error" not in row["metadata"] for row in store.rows())
+    held: list[tuple[int, BatchAnswers, float]] = []
     bar = tqdm(total=total, initial=done, desc=label, unit="q", position=position, leave=True)
     with bar, torch.inference_mode(), method(loaded.model, tower_cache=tower_cache) as trace:
         start = time.perf_counter()
         for k, prepared in zip(todo, loader):
-            rows = _answer_batch(loaded, store, prepared, trace)
+            answers = _answer_batch(loaded, store, prepared, trace)
             now = time.perf_counter()
-            store.append(k, rows, now - start)
+            held.append((k, answers, now - start))
             start = now
-            bar.update(len(rows))
-            trace.clear()
+            errors = [error for _, earlier, _ in held for error in earlier.errors]
+            works = works or answers.answered > 0
+            if errors and not works:
+                if len(errors) >= PATIENCE:
+                    raise errors[0]
+                continue
+            for index, done, seconds in held:
+                store.append(index, done.rows, seconds, done.margins)
+                bar.update(len(done.rows))
+            held.clear()
             if os.getppid() != parent:
                 raise EvalError("the process that started this one is gone; stopping")
 
+    if held:
+        raise held[0][1].errors[0]
+
+
+def in_several_batches(samples: Sequence[Sample], batches: Sequence[range]) -> frozenset[str]:
+    """Names of the pictures whose questions lie in more than one batch."""
+    shown = (
+        {str(samples[i].image) for i in batch if samples[i].image is not None} for batch in batches
+    )
+    counts = Counter(name for names in shown for name in names)
+    return frozenset(name for name, count in counts.items() if count > 1)
+
+
+@dataclass
+class BatchAnswers:
+    """What became of a batch.
+
+    Attributes:
+        rows: of the answers file, in order.
+        margins: of each row, see `llava.eval.near_ties`.
+        answered: how many of them the model answered.
+        errors: what it raised on others, one a sample.
+    """
+
+    rows: list[Row]
+    margins: list[float | None]
+    answered: int = 0
+    errors: list[Exception] = field(default_factory=list)
+
 
 def _answer_batch(
-    loaded: LoadedModel, store: AnswerStore, prepared: Sequence[Prepared], trace: Any
-) -> list[Row]:
+    loaded: LoadedModel, store: AnswerStore, prepared: Sequence[Prepared], trace: Trace
+) -> BatchAnswers:
     settings = store.settings
-    rows: dict[int, Row] = {
-        p.index: make_row(store.samples[p.index], settings, "", {"error": p.error})
+    found: dict[int, tuple[Row, float | None]] = {
+        p.index: (make_row(store.samples[p.index], settings, "", {"error": p.error}), None)
         for p in prepared
         if p.error is not None
     }
+    errors: list[Exception] = []
+
+    def answer(ready: list[Prepared]) -> None:
+        try:
+            made = _answer_ready(loaded, store, ready, trace)
+        except torch.OutOfMemoryError:
+            if len(ready) > 1:
+                raise EvalError(
+                    f"out of memory with a batch of {len(ready)}; use a smaller one (BATCH, "
+                    "--batch-size) and another place (OUT) or --overwrite, as the batch is part "
+                    "of the settings"
+                ) from None
+            fail(ready[0], "out of memory")
+        except (EvalError, torch.AcceleratorError):
+            raise  # the device is unusable from then on: nothing could be answered any more
+        except Exception as error:
+            trace.clear()
+            if len(ready) > 1:
+                for p in ready:
+                    answer([p])
+                return
+            errors.append(error)
+            fail(ready[0], " ".join(f"{type(error).__name__}: {error}".split())[:300])
+        else:
+            found.update(made)
+
+    def fail(p: Prepared, reason: str) -> None:
+        row = make_row(store.samples[p.index], settings, "", {"error": reason})
+        found[p.index] = row, None
+
     ready = [p for p in prepared if p.error is None]
     if ready:
-        samples = [store.samples[p.index] for p in ready]
-        texts, new_tokens = generate(loaded, ready, samples, settings, trace)
-        traces = _traces(trace, ready, settings.num_beams)
-        for p, sample, text, count, sample_trace in zip(ready, samples, texts, new_tokens, traces):
-            metadata = {"text_tokens": _text_tokens(p), "new_tokens": count}
-            if sample_trace is not None:
-                metadata.update(describe_trace(sample_trace))
-            rows[p.index] = make_row(sample, settings, text, metadata)
-    return [rows[p.index] for p in prepared]
+        answer(ready)
+    rows, margins = zip(*(found[p.index] for p in prepared))
+    answered = sum("error" not in row["metadata"] for row in rows)
+    return BatchAnswers(list(rows), list(margins), answered, errors)
+
+
+def _answer_ready(
+    loaded: LoadedModel, store: AnswerStore, ready: Sequence[Prepared], trace: Trace
+) -> dict[int, tuple[Row, float | None]]:
+    settings = store.settings
+    samples = [store.samples[p.index] for p in ready]
+    margins = Margins() if settings.temperature == 0 and settings.num_beams == 1 else None
+    trace.clear()
+    texts, new_tokens = generate(loaded, ready, samples, settings, trace, margins)
+    least = [None] * len(ready) if margins is None else margins.least(new_tokens)
+    traces = _traces(trace, ready, settings.num_beams)
+    made: dict[int, tuple[Row, float | None]] = {}
+    for i, (p, sample, sample_trace) in enumerate(zip(ready, samples, traces)):
+        metadata = {"text_tokens": _text_tokens(p), "new_tokens": new_tokens[i]}
+        if sample_trace is not None:
+            metadata.update(describe_trace(sample_trace))
+        made[p.index] = make_row(sample, settings, texts[i], metadata), least[i]
+    trace.clear()
+    return made
 
 
 def generate(
@@ -128,8 +229,11 @@ def generate(
     samples: Sequence[Sample],
     settings: RunSettings,
     trace: Trace,
+    margins: Margins | None = None,
 ) -> tuple[list[str], list[int]]:
-    """Answers of one batch: texts, and the number of new tokens of each."""
+    """Answers of one batch: texts, and the number of new tokens of each.
+
+    ``margins`` takes notes of greedy decoding."""
     device = loaded.model.device
     shown = [sample for sample in samples if sample.image is not None]
     trace.set_keys([sample.key for sample in shown])
@@ -146,6 +250,8 @@ def generate(
     if settings.temperature > 0:
         options.update(temperature=settings.temperature, top_p=settings.top_p)
         torch.manual_seed(_batch_seed(settings.seed, samples[0].key))
+    if margins is not None:
+        options["logits_processor"] = LogitsProcessorList([margins])
     images = [p.image for p in prepared if p.image is not None]
     if images:
         same = all(image.shape == images[0].shape for image in images)

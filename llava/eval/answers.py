@@ -2,9 +2,9 @@
 
 While a run goes on, ``answers.jsonl.partial`` grows by one line a batch, flushed and synced: its
 first line names the run's settings, every other line is
-``{"batch": k, "seconds": s, "rows": [...]}``.  A line that a crash left half written is dropped.
-When every batch is there, the answers are written in the question file's order to a temporary
-file, which replaces ``answers.jsonl`` in one step; the settings lie beside it in
+``{"batch": k, "seconds": s, "rows": [...], "margins": [...]}``.  A line that a crash left half
+written is dropped.  When every batch is there, the answers are written in the question file's order
+to a temporary file, which replaces ``answers.jsonl`` in one step; the settings lie beside it in
 ``answers.jsonl.settings.json``.  Processes that share a run write partial files of their own
 (``answers.jsonl.partial.0of2``), and whoever opens the file next reads them all.
 """
@@ -15,16 +15,17 @@ import contextlib
 import errno
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llava.eval.answered import Answered, Row, margins_of
 from llava.eval.errors import EvalError
-from llava.eval.files import glob_literal, json_line, take_lock, write_atomically
+from llava.eval.files import glob_literal, is_locked, json_line, take_lock, write_atomically
 from llava.eval.samples import Sample, answer_key, batches_of, read_jsonl
 from llava.eval.settings import RunSettings, describe_difference
 
-Row = dict[str, Any]
 VERSION = 1
 
 
@@ -37,6 +38,11 @@ class AnswerStore:
         samples: all questions of the run, in order.
         part: name of this process among those that share the run ("0of2"); None if alone.
         overwrite: throw away what another run left there.
+        lock: the file's lock where the caller holds it already (`take_answers`).
+
+    Attributes:
+        computed: answers added by this process.
+        computed_by: rank -> answers in the parts of processes that were brought together now.
 
     Raises EvalError if another process has the file open, or if it belongs to another run.
     """
@@ -48,6 +54,7 @@ class AnswerStore:
         samples: Sequence[Sample],
         part: str | None = None,
         overwrite: bool = False,
+        lock: BinaryIO | None = None,
     ) -> None:
         self.path = Path(path)
         self.settings = settings
@@ -55,17 +62,11 @@ class AnswerStore:
         self.batches = batches_of(len(self.samples), settings.batch_size)
         self.partial = self._beside(".partial" + (f".{part}" if part else ""))
         self._is_part = part is not None
-        self._rows: dict[int, list[Row]] = {}
-        self._seconds: dict[int, float] = {}
+        self._done: dict[int, Answered] = {}
         self.computed = 0
+        self.computed_by: dict[int, int] = {}
         self._stream: BinaryIO | None = None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = self._take_lock(part)
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            raise EvalError(
-                f"cannot write answers to {self.path}: {error.strerror}; choose another place"
-            ) from None
+        self._lock = None if lock else take_answers(self.path, part)
         try:
             if overwrite and not self._is_part:
                 for file in [self.path, self._settings_file, *self._partials()]:
@@ -80,28 +81,39 @@ class AnswerStore:
     @property
     def todo(self) -> list[int]:
         """Batches without an answer, or with one that failed and is worth another try."""
-        return [
-            k
-            for k in range(len(self.batches))
-            if k not in self._rows or any("error" in row["metadata"] for row in self._rows[k])
-        ]
+        return [k for k in range(len(self.batches)) if k not in self._done or self._done[k].failed]
+
+    @property
+    def missing(self) -> list[int]:
+        """Batches without an answer."""
+        return [k for k in range(len(self.batches)) if k not in self._done]
 
     @property
     def complete(self) -> bool:
-        return len(self._rows) == len(self.batches)
+        return len(self._done) == len(self.batches)
 
     @property
     def seconds(self) -> float:
         """Seconds that answering what is there took, over all the runs that did it."""
-        return sum(self._seconds.values())
+        return sum(done.seconds for done in self._done.values())
 
     def rows(self) -> list[Row]:
         """All rows that are there, in the question file's order."""
-        return [row for k in sorted(self._rows) for row in self._rows[k]]
+        return [row for k in sorted(self._done) for row in self._done[k].rows]
+
+    def margins(self) -> list[float | None]:
+        """Of all rows that are there, see `Answered`."""
+        return [margin for k in sorted(self._done) for margin in self._done[k].margins]
 
     # --- adding --------------------------------------------------------------------------
 
-    def append(self, batch: int, rows: Sequence[Row], seconds: float) -> None:
+    def append(
+        self,
+        batch: int,
+        rows: Sequence[Row],
+        seconds: float,
+        margins: Sequence[float | None] | None = None,
+    ) -> None:
         """Add the rows of one whole batch; on the disk when this returns.
 
         Raises EvalError when the disk is full: says what is kept and how to go on."""
@@ -111,21 +123,20 @@ class AnswerStore:
         if self._stream is None:
             self._stream = self._open_partial()
         end = self._stream.tell()
-        seconds = round(seconds, 6)
-        line = json_line({"batch": batch, "seconds": seconds, "rows": list(rows)})
+        known = [None] * len(rows) if margins is None else list(margins)
+        answered = Answered(list(rows), round(seconds, 6), known)
         try:
-            self._write(self._stream, line.encode())
+            self._write(self._stream, answered.line(batch).encode())
         except OSError as error:
             self._drop_after(end)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            kept = sum(len(kept_rows) for kept_rows in self._rows.values())
+            kept = len(self.rows())
             raise EvalError(
                 f"the disk is full while writing {self.partial}: {kept} of {len(self.samples)} "
                 "answers are kept there; free some space and run the same command again to go on"
             ) from None
-        self._rows[batch] = list(rows)
-        self._seconds[batch] = seconds
+        self._done[batch] = answered
         self.computed += len(rows)
 
     @staticmethod
@@ -149,28 +160,30 @@ class AnswerStore:
             raise AssertionError("a part of a run cannot finish it")
         if not self.complete:
             raise EvalError(
-                f"{self.path}: {len(self.batches) - len(self._rows)} of {len(self.batches)} "
+                f"{self.path}: {len(self.missing)} of {len(self.batches)} "
                 "batches are not answered; run the same command again to go on"
             )
         rows = self.rows()
         if not (self.path.exists() and self._finished_is_current(rows)):
+            seconds = [self._done[k].seconds for k in range(len(self.batches))]
+            beside = {"batch_seconds": seconds, "margins": self.margins()}
             write_atomically(
-                self._settings_file,
-                json.dumps({**self._header(), "batch_seconds": self._all_seconds()}, indent=1),
+                self._settings_file, json.dumps({**self._header(), **beside}, indent=1)
             )
             write_atomically(self.path, "".join(map(json_line, rows)))
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-        for file in self._partials():
-            file.unlink()
+        for file in [*self._partials(), *self._beside_all(".tmp*")]:  # what a killed process left
+            file.unlink(missing_ok=True)
         return rows
 
     def close(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-        self._lock.close()  # releases it
+        if self._lock is not None:
+            self._lock.close()  # releases it
 
     def __enter__(self) -> AnswerStore:
         return self
@@ -187,33 +200,12 @@ class AnswerStore:
     def _settings_file(self) -> Path:
         return self._beside(".settings.json")
 
+    def _beside_all(self, suffix: str) -> list[Path]:
+        return sorted(self.path.parent.glob(glob_literal(self.path.name) + suffix))
+
     def _partials(self) -> list[Path]:
-        names = {self._beside(".partial")}
-        names.update(self.path.parent.glob(f"{glob_literal(self.path.name)}.partial.*of*"))
-        return sorted(path for path in names if not path.name.endswith(".lock") and path.exists())
-
-    def _take_lock(self, part: str | None) -> BinaryIO:
-        lock = take_lock(self._beside(f".{part}.lock" if part else ".lock"))
-        if lock is None:
-            raise EvalError(
-                f"another run is writing {self.path}; wait until it ends, or choose another file"
-            )
-        if part is None and self._living_parts():
-            lock.close()
-            raise EvalError(
-                f"a process of an earlier run is still writing {self.path}; wait until it ends, or "
-                "choose another file"
-            )
-        return lock
-
-    def _living_parts(self) -> bool:
-        """Whether processes of a run whose parent was killed are still writing."""
-        for file in self.path.parent.glob(f"{glob_literal(self.path.name)}.*of*.lock"):
-            lock = take_lock(file)
-            if lock is None:
-                return True
-            lock.close()
-        return False
+        names = {self._beside(".partial"), *self._beside_all(".partial.*of*")}
+        return sorted(path for path in names if ".tmp" not in path.suffix and path.exists())
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -228,9 +220,6 @@ class AnswerStore:
             write_atomically(self.partial, json_line(self._header()))
         return self.partial.open("ab")
 
-    def _all_seconds(self) -> list[float]:
-        return [self._seconds.get(k, 0.0) for k in range(len(self.batches))]
-
     # --- coming back ---------------------------------------------------------------------
 
     def _recover(self) -> None:
@@ -243,10 +232,7 @@ class AnswerStore:
             return
         # Several processes wrote a part each: bring them together before going on.
         lines = [json_line(self._header())]
-        for k in sorted(self._rows):
-            lines.append(
-                json_line({"batch": k, "seconds": self._seconds[k], "rows": self._rows[k]})
-            )
+        lines += [self._done[k].line(k) for k in sorted(self._done)]
         write_atomically(self.partial, "".join(lines))
         for file in partials:
             if file != self.partial:
@@ -276,11 +262,13 @@ class AnswerStore:
                 f"{len(self.samples)}; ask for {len(rows)} (LIMIT, --limit), choose another "
                 "place, or give --overwrite"
             )
-        seconds = header.get("batch_seconds", [])
+        seconds, margins = header.get("batch_seconds", []), header.get("margins", [])
         for k, batch in enumerate(self.batches):
             part = rows[batch.start : batch.stop]
             if len(part) == len(batch):  # of a run with a smaller limit, whole batches stay
-                self._take(k, part, seconds[k] if k < len(seconds) else 0.0, self.path)
+                known = margins_of(margins[batch.start : batch.stop], part)
+                time = seconds[k] if k < len(seconds) else 0.0
+                self._take(k, Answered(part, time, known), self.path)
 
     def _read_partial(self, file: Path) -> None:
         data = file.read_bytes()
@@ -305,20 +293,49 @@ class AnswerStore:
                     f"one has {len(self.samples)}; ask for as many, choose another place, or give "
                     "--overwrite"
                 )
-            self._take(k, rows, record["seconds"], file)
+            known = margins_of(record.get("margins", []), rows)
+            self._take(k, Answered(rows, record["seconds"], known), file)
+        rank = re.search(r"\.partial\.(\d+)of\d+$", file.name)
+        if rank is not None:
+            self.computed_by[int(rank[1])] = sum(len(record["rows"]) for record in records[1:])
 
     def _shorter(self, header: Mapping[str, Any]) -> bool:
         return header["num_samples"] < len(self.samples)
 
-    def _take(self, k: int, rows: list[Row], seconds: float, file: Path) -> None:
+    def _take(self, k: int, answered: Answered, file: Path) -> None:
         expected = [self.samples[i].key for i in self.batches[k]]
-        if [answer_key(row) for row in rows] != expected:
+        if [answer_key(row) for row in answered.rows] != expected:
             raise EvalError(
                 f"{file} answers other questions than this run asks (batch {k}, another chunk or "
                 "question file?); choose another place or give --overwrite"
             )
-        self._rows[k] = rows
-        self._seconds[k] = seconds
+        self._done[k] = answered
 
     def _finished_is_current(self, rows: Sequence[Row]) -> bool:
         return self.path.read_bytes() == "".join(map(json_line, rows)).encode()
+
+
+def take_answers(path: str | Path, part: str | None = None) -> BinaryIO:
+    """The lock of an answers file, or of a part of it; held until the stream is closed.
+
+    Raises EvalError if another run has it, or one whose parent was killed still writes a part."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(path.with_name(path.name + (f".{part}.lock" if part else ".lock")))
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise EvalError(
+            f"cannot write answers to {path}: {error.strerror}; choose another place"
+        ) from None
+    if lock is None:
+        raise EvalError(
+            f"another run is writing {path}; wait until it ends, or choose another file"
+        )
+    parts = path.parent.glob(f"{glob_literal(path.name)}.*of*.lock")
+    if part is None and any(map(is_locked, parts)):
+        lock.close()
+        raise EvalError(
+            f"a process of an earlier run is still writing {path}; wait until it ends, or "
+            "choose another file"
+        )
+    return lock

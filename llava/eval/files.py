@@ -7,6 +7,19 @@ import json
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakSet
+
+_locks: WeakSet[BinaryIO] = WeakSet()
+
+
+def _let_go_of_locks() -> None:
+    """A forked process (one that prepares pictures) would hold its parent's locks beyond its death:
+    here it closes what it was handed down."""
+    for stream in list(_locks):
+        stream.close()
+
+
+os.register_at_fork(after_in_child=_let_go_of_locks)
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
@@ -36,7 +49,16 @@ def take_lock(path: Path) -> BinaryIO | None:
     except BlockingIOError:
         stream.close()
         return None
+    _locks.add(stream)
     return stream
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of that file."""
+    lock = take_lock(path)
+    if lock is not None:
+        lock.close()
+    return lock is None
 
 
 def glob_literal(name: str) -> str:

@@ -27,6 +27,7 @@ from llava.eval.errors import EvalError
 from llava.eval.pictures import Folder, Pictures
 from llava.eval.samples import Sample
 from llava.mm_utils import process_images, tokenizer_image_token
+from visiondrop.adapters import geometry_of
 
 GREY = (127, 127, 127)  # what a blanked-out picture shows
 
@@ -111,6 +112,7 @@ class QuestionDataset(Dataset[Prepared]):
         self.model_config.image_aspect_ratio = image_aspect_ratio
         self.conv_mode = conv_mode
         self.blank_picture = blank_picture
+        self.positions, self.patches = _room(model_config)
         self._last: tuple[str, torch.Tensor, tuple[int, int]] | None = None
 
     def __len__(self) -> int:
@@ -124,6 +126,15 @@ class QuestionDataset(Dataset[Prepared]):
             prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt"
         )
         prepared = Prepared(index, input_ids)
+        pictures = int((input_ids == IMAGE_TOKEN_INDEX).sum())
+        needed = len(input_ids) + pictures * (self.patches - 1)
+        if self.positions is not None and needed > self.positions:
+            # Alike for every method, also one that would drop enough: they answer the same samples.
+            prepared.error = (
+                f"prompt too long: {len(input_ids) - pictures} tokens of text and {pictures} "
+                f"picture(s) of {self.patches}, the model has {self.positions} positions"
+            )
+            return prepared
         if sample.image is None:
             return prepared
         if self._last is not None and self._last[0] == sample.image:
@@ -131,14 +142,23 @@ class QuestionDataset(Dataset[Prepared]):
             return prepared
         try:
             picture = load_picture(self.pictures.find(sample.image), self.blank_picture)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            # Pillow raises any of these on a broken file; the sample fails, the run goes on.
-            prepared.error = f"cannot read picture {sample.image}: {error}"
+            image = process_images([picture], self.image_processor, self.model_config)[0]
+        except Exception as error:
+            # A broken file makes Pillow raise nearly anything; the sample fails, the run goes on.
+            prepared.error = f"cannot read picture {sample.image}: {str(error) or type(error).__name__}"
             return prepared
-        prepared.image_size = picture.size
-        prepared.image = process_images([picture], self.image_processor, self.model_config)[0]
+        prepared.image, prepared.image_size = image, picture.size
         self._last = (sample.image, prepared.image, picture.size)
         return prepared
+
+
+def _room(config: Any) -> tuple[int | None, int]:
+    """Positions of the language model, if it says how many, and patches of a picture at least."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    try:
+        return positions, geometry_of(config).num_patches
+    except (TypeError, ValueError):
+        return positions, 1
 
 
 def batch_loader(

@@ -88,8 +88,8 @@ def test_resumed_run_equals_a_whole_one(
     assert main(flags(tiny_model, shared_data, whole, *method)) == 0
     stopped = RuntimeError("stopped")
 
-    def stop_after_two(self: AnswerStore, batch: int, rows: Any, seconds: float) -> None:
-        append(self, batch, rows, seconds)
+    def stop_after_two(self: AnswerStore, batch: int, *answers: Any) -> None:
+        append(self, batch, *answers)
         if batch == 1:
             raise stopped
 
@@ -185,9 +185,9 @@ def test_kill_minus_nine_at_several_moments(
     computed: list[int] = []
     append = AnswerStore.append
 
-    def count(self: AnswerStore, batch: int, rows: Any, seconds: float) -> None:
+    def count(self: AnswerStore, batch: int, *answers: Any) -> None:
         computed.append(batch)
-        append(self, batch, rows, seconds)
+        append(self, batch, *answers)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AnswerStore, "append", count)

@@ -211,8 +211,8 @@ def test_stopped_runs_go_on(
     args = flags(tiny_model, shared_data, tmp_path, "--methods", "visiondrop")
     append = AnswerStore.append
 
-    def stop(self: AnswerStore, batch: int, rows: Any, seconds: float) -> None:
-        append(self, batch, rows, seconds)
+    def stop(self: AnswerStore, batch: int, *answers: Any) -> None:
+        append(self, batch, *answers)
         if batch == 3:
             raise KeyboardInterrupt
 
