@@ -145,7 +145,9 @@ class QuestionDataset(Dataset[Prepared]):
             image = process_images([picture], self.image_processor, self.model_config)[0]
         except Exception as error:
             # A broken file makes Pillow raise nearly anything; the sample fails, the run goes on.
-            prepared.error = f"cannot read picture {sample.image}: {str(error) or type(error).__name__}"
+            prepared.error = (
+                f"cannot read picture {sample.image}: {str(error) or type(error).__name__}"
+            )
             return prepared
         prepared.image, prepared.image_size = image, picture.size
         self._last = (sample.image, prepared.image, picture.size)
