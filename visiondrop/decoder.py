@@ -5,8 +5,7 @@ Hooks on one model object carry a method through stock `forward` and `generate`:
 1. `get_image_features` of the base model is replaced on the instance by `encode_pictures`.
 2. A pre-hook on the base model notes where the placeholders are.
 3. A pre-hook on the decoder re-packs the prompt without the dropped rows (prefill), or extends
-    every
-   block's mask and positions by the new tokens (decode).
+   every block's mask and positions by the new tokens (decode).
 4. A pre-hook on each decoder layer runs the stages and hands each block its own mask and positions.
 
 Whatever outlives a forward is on the KV cache (`visiondrop.cache`).
@@ -28,29 +27,31 @@ from visiondrop.cache import is_pruned, make_pruned
 from visiondrop.encoder import Picture, encode_pictures, picture_of, whole_picture
 from visiondrop.extensions.base import Extension
 from visiondrop.layout import pack
+from visiondrop.parallel import FirstDecides, group_of_decoder
 from visiondrop.prompt import read_prompt, split_pictures
 from visiondrop.prompt_stage import reduce_prompts
 from visiondrop.reducer import Reducer
 from visiondrop.refusals import refuse_lost_logits, refuse_single_frames
 from visiondrop.run import Block, Run, Uncached, row_positions
 from visiondrop.stages import LayerInput, StageInput, run_stage
+from visiondrop.tile_encoder import encode_tiles
 from visiondrop.trace import Trace
 
 __all__ = ["Mechanism"]
 
 
 class Mechanism:
-    """One application of one method to one model; `attach` sets the hooks, `detach` removes
-    them.
-    """
+    """One application of one method to one model: `attach` sets hooks, `detach` removes them."""
 
     def __init__(
         self, model: Any, adapter: Adapter, geometry: Geometry, method: Reducer, trace: Trace
     ):
         self.model, self.adapter, self.geometry = model, adapter, geometry
-        self.method, self.trace = method, trace
+        self.trace = trace
         self.base: Any = adapter.base(model)
         self.decoder: Any = adapter.decoder(model)
+        self.group = group_of_decoder(self.decoder)
+        self.method: Any = method if self.group is None else FirstDecides(method, self.group)
         self.stage_layers = set(method.llm_layers())
         self.original = method.positions == "original"
         self.extensions: list[Extension] = method.extensions()
@@ -68,18 +69,15 @@ class Mechanism:
         stock = self.base.get_image_features
 
         @functools.wraps(stock)
-        def get_image_features(pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-            kwargs.pop("return_dict", None)
-            kept = {k: v for k, v in kwargs.items() if k == "vision_feature_layer"}
-            features = encode_pictures(
-                self.model,
-                self.adapter,
-                self.geometry,
-                self.method,
-                self.trace,
-                pixel_values,
-                **kept,
-            )
+        def get_image_features(
+            pixel_values: Tensor, *sizes: Any, **kwargs: Any
+        ) -> BaseModelOutputWithPooling:
+            tiled = self.geometry.crops
+            names = ("vision_feature_layer", "image_sizes")[: 1 + tiled]
+            kept = {k: v for k, v in kwargs.items() if k in names}
+            parts = self.model, self.adapter, self.geometry, self.method, self.trace
+            encode: Any = encode_tiles if tiled else encode_pictures
+            features = encode(*parts, pixel_values, *sizes, **kept)
             self.note_pictures(features)
             return BaseModelOutputWithPooling(pooler_output=features)  # type: ignore[arg-type]
 

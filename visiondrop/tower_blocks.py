@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visiondrop.adapters.base import TowerOutput, capture_projection
+from visiondrop.adapters.base import TowerOutput, capture_projection, tower_heads
 from visiondrop.merging import Reduction
 from visiondrop.views import TowerBlockView
 
@@ -70,8 +70,7 @@ def run_merging_vit(
             for handle in handles:
                 handle.remove()
         hidden = hidden + attended
-        shape = (*hidden.shape[:2], attention.num_heads, attention.head_dim)
-        query, key = (store[name].view(shape).transpose(1, 2) for name in ("query", "key"))
+        query, key = tower_heads(attention, store["query"], store["key"])
         reduction = block(TowerBlockView(index, num_layers, hidden, key, sizes, has_cls))
         if reduction is not None:
             hidden, sizes = reduction.features.to(hidden.dtype), reduction.sizes

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from visiondrop.parallel import all_heads
+
 __all__ = [
     "Adapter",
     "Geometry",
@@ -135,8 +137,12 @@ class Adapter(ABC):
         return self._heads(layer.self_attn, part, normed, cos, sin)
 
     def _heads(self, attention: Any, part: str, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        linear = attention.q_proj if part == "query" else attention.k_proj
-        heads = linear(normed).view(*normed.shape[:2], -1, attention.head_dim).transpose(1, 2)
+        config = attention.config
+        if part == "query":
+            linear, count = attention.q_proj, config.num_attention_heads
+        else:
+            linear, count = attention.k_proj, config.num_key_value_heads
+        heads = all_heads(linear, linear(normed), count, attention.head_dim)
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
         # The function turns a pair at equal positions; queries and keys differ in number here.
         return rotate(heads, heads, cos, sin)[0]
@@ -153,6 +159,12 @@ def capture_projection(module: nn.Module, store: dict[str, Tensor], name: str) -
         store[name] = output
 
     return module.register_forward_hook(hook)
+
+
+def tower_heads(attention: Any, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs [B, T, ...] of a tower layer's query and key projections as heads, [B, H, T, d]."""
+    sizes = attention.config.num_attention_heads, attention.head_dim
+    return all_heads(attention.q_proj, query, *sizes), all_heads(attention.k_proj, key, *sizes)
 
 
 def run_vit(tower: Any, pixel_values: Tensor, num_layers: int) -> TowerOutput:
@@ -178,8 +190,7 @@ def run_vit(tower: Any, pixel_values: Tensor, num_layers: int) -> TowerOutput:
     finally:
         for handle in handles:
             handle.remove()
-    shape = (*hidden.shape[:2], attention.num_heads, attention.head_dim)
-    query, key = (store[name].view(shape).transpose(1, 2) for name in ("query", "key"))
+    query, key = tower_heads(attention, store["query"], store["key"])
     return TowerOutput(hidden, query, key, float(attention.scale))
 
 
@@ -197,11 +208,7 @@ def following_projections(tower: Any, num_layers: int, features: Tensor) -> tupl
         )
     attention = layers[num_layers].self_attn
     normed = layers[num_layers].layer_norm1(features)
-    shape = (*features.shape[:2], attention.num_heads, attention.head_dim)
-    query, key = (
-        p(normed).view(shape).transpose(1, 2) for p in (attention.q_proj, attention.k_proj)
-    )
-    return query, key
+    return tower_heads(attention, attention.q_proj(normed), attention.k_proj(normed))
 
 
 def layers_to_run(index: int, depth: int) -> int:

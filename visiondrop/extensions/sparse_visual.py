@@ -77,7 +77,13 @@ class SparseVisual(Hooked):
         self.entered: Tensor | None = None
 
     def check(self) -> None:
-        """Heads exist, modules are where they are looked for, masks are taken."""
+        """Heads exist, modules are where they are looked for and whole, masks are taken."""
+        if self.mechanism.group is not None:
+            raise ValueError(
+                f"{self.name!r} under tensor parallelism is not supported: it switches off heads "
+                "and neurons by their place in the whole layer, and each process holds a part; "
+                "run it on a model that is not sharded"
+            )
         if self.window is not None:
             refuse_maskless_attention(self.name, self.attention)
         heads = self.decoder.config.num_key_value_heads
