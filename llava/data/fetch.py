@@ -165,7 +165,8 @@ def _receive(
             total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None
         ) as bar:
             first = have == 0
-            for block in response.iter_raw(BLOCK):
+            # As it comes: what is gathered to larger blocks would be lost with the connection.
+            for block in response.iter_raw():
                 if first and block.lstrip()[:14].lower().startswith(_PAGE):
                     raise FetchError(_page_message(url))
                 first = False
@@ -173,8 +174,12 @@ def _receive(
                 bar.update(len(block))
         stream.flush()
         os.fsync(stream.fileno())
-    if total is not None and _size(part) != total:
-        raise _Again(f"{_size(part):,} of {total:,} bytes came")
+    expected = size if total is None else total
+    if expected is not None and _size(part) != expected:
+        came = _size(part)
+        if came > expected:
+            _drop(part)
+        raise _Again(f"{came:,} of {expected:,} bytes came")
     return _announced(response)
 
 

@@ -118,6 +118,18 @@ def _tar_members(archive: Path, opened: tarfile.TarFile, choose: Choose) -> Iter
                 f"{archive}: member {info.name!r} is a link or a device; nothing was unpacked"
             )
         yield _Member(info.name, place, info.size, None, info)
+    _require_end(opened)
+
+
+def _require_end(opened: tarfile.TarFile) -> None:
+    """An archive that was cut between two members looks whole but for the zeros at its end."""
+    stream = opened.fileobj
+    assert stream is not None, "opened for reading"
+    stream.seek(opened.offset)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise EOFError("its end is missing")
+    while stream.read(BLOCK):  # a compressed stream checks its own sum at its end
+        pass
 
 
 def _checked(archive: Path, name: str) -> PurePosixPath:
