@@ -13,9 +13,9 @@ from llava.eval.answers import Row
 from llava.eval.benchmarks import Scores
 from llava.eval.compare.matching import Answers, Questions, differing_settings, match
 from llava.eval.compare.runs import Run
-from llava.eval.comparing import SEED, Parts
+from llava.eval.comparing import Parts, compare_pairs
 from llava.eval.errors import EvalError
-from llava.eval.intervals import Interval, paired_bootstrap
+from llava.eval.intervals import Interval
 from llava.eval.labels import failed
 from llava.eval.samples import Sample, raw_question
 from llava.eval.significance import McNemar, mcnemar, units
@@ -251,14 +251,15 @@ def _types(
 def _interval(questions: Questions, a: Sequence[Scores], b: Sequence[Scores]) -> Interval | None:
     """B minus A; seeds' scores are averaged."""
     pictures = [sample.image or sample.key for sample in questions.samples]
-    if len(set(pictures)) < 2 or _headlines(a, b) is None:
+    if _headlines(a, b) is None:
         return None
+    sides = {"A": a, "B": b}
+    parts = None
     if all(s.parts is not None for s in (*a, *b)):
-        cells = {"A": [s.parts for s in a], "B": [s.parts for s in b]}
-        parts = Parts(cells, questions.benchmark.headline)  # type: ignore[arg-type]
-        return parts.intervals([("B", "A")], pictures)[0]
-    means = [100 * np.mean([s.per_sample for s in side], axis=0) for side in (a, b)]
-    return paired_bootstrap(means[1], means[0], pictures, seed=SEED)
+        cells = {name: [np.asarray(s.parts) for s in side] for name, side in sides.items()}
+        parts = Parts(cells, questions.benchmark.headline)
+    scores = {name: [s.per_sample for s in side] for name, side in sides.items()}
+    return compare_pairs([("B", "A")], scores, pictures, parts).get(("B", "A"))
 
 
 def _notes(
