@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from visiondrop.reducer import Reducer, Reductions
 
-__all__ = ["FirstDecides", "all_heads", "group_of", "group_of_decoder"]
+__all__ = ["FirstDecides", "all_heads", "check_heads", "group_of", "group_of_decoder"]
 
 
 def group_of(linear: Any) -> ProcessGroup | None:
@@ -86,6 +86,15 @@ def uneven(heads: int, count: int) -> str:
     )
 
 
+def check_heads(config: Any, count: int) -> None:
+    """Raise `ValueError` where the attention heads of a decoder's configuration do not divide
+    evenly over so many processes.
+    """
+    for heads in (config.num_attention_heads, config.num_key_value_heads):
+        if heads % count:
+            raise ValueError(uneven(heads, count))
+
+
 def group_of_decoder(decoder: Any) -> ProcessGroup | None:
     """The processes over which a decoder's attention is spread; None where it is whole.
 
@@ -93,11 +102,7 @@ def group_of_decoder(decoder: Any) -> ProcessGroup | None:
     """
     group = group_of(getattr(decoder.layers[0].self_attn, "q_proj", None))
     if group is not None:
-        count = distributed.get_world_size(group)
-        config = decoder.config
-        for heads in (config.num_attention_heads, config.num_key_value_heads):
-            if heads % count:
-                raise ValueError(uneven(heads, count))
+        check_heads(decoder.config, distributed.get_world_size(group))
     return group
 
 
@@ -112,6 +117,24 @@ class FirstDecides:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._method, name)
+
+    @property
+    def before_part(self) -> FirstDecides:
+        """See `Reducer.before_part`."""
+        return FirstDecides(self._method.before_part, self._group)
+
+    @property
+    def inside_part(self) -> FirstDecides:
+        """See `Reducer.inside_part`."""
+        return FirstDecides(self._method.inside_part, self._group)
+
+    def with_entry(self, tokens: int) -> FirstDecides:
+        """See `Reducer.with_entry`."""
+        return FirstDecides(self._method.with_entry(tokens), self._group)
+
+    def scaled(self, share: float) -> FirstDecides:
+        """See `Reducer.scaled`."""
+        return FirstDecides(self._method.scaled(share), self._group)
 
     def encoder_stage(self, view: Any) -> Reductions:
         """See `Reducer.encoder_stage`."""

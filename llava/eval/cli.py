@@ -122,6 +122,7 @@ def model_choice(args: argparse.Namespace) -> ModelChoice:
         attn_implementation=args.attn_implementation,
         load_8bit=args.load_8bit,
         load_4bit=args.load_4bit,
+        sharded_by=args.sharded_by if getattr(args, "tensor_parallel", 1) > 1 else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from llava.model.base import find_parts
 from llava.model.builder import load_pretrained_model
 from llava.model.fetch import local_folder
 from llava.model.layout import layout_of, read_json, text_config, to_stock_config, vision_config
+from llava.model.tensor_parallel import Engine, load_tensor_parallel
 
 DTYPES = {
     "float32": torch.float32,
@@ -30,7 +32,10 @@ LOAD_ERRORS = (FileNotFoundError, ValueError, ImportError, KeyError)
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which checkpoint, and how it is to be loaded; see ``load_pretrained_model``."""
+    """Which checkpoint, and how it is to be loaded; see ``load_pretrained_model``.
+
+    ``sharded_by`` names who spreads it over the processes of this launch
+    (``llava.model.tensor_parallel``); None where every process holds it whole."""
 
     path: str
     base: str | None = None
@@ -39,6 +44,7 @@ class ModelChoice:
     attn_implementation: str = "sdpa"
     load_8bit: bool = False
     load_4bit: bool = False
+    sharded_by: Engine | None = None
 
     @property
     def name(self) -> str:
@@ -85,16 +91,19 @@ def read_config(choice: ModelChoice) -> Any:
 def load_model(choice: ModelChoice) -> LoadedModel:
     """Load the checkpoint; EvalError says what is wrong with it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are forked
+    options: dict[str, Any] = {
+        "device": choice.device_name,
+        "torch_dtype": DTYPES[choice.dtype_name],
+        "attn_implementation": choice.attn_implementation,
+    }
+    load: Callable[..., tuple[Any, Any, Any, int]] = load_pretrained_model
+    if choice.sharded_by is None:
+        options.update(load_8bit=choice.load_8bit, load_4bit=choice.load_4bit)
+    else:
+        load, options["engine"] = load_tensor_parallel, choice.sharded_by
     try:
-        tokenizer, model, image_processor, context_len = load_pretrained_model(
-            choice.path,
-            choice.base,
-            choice.name,
-            load_8bit=choice.load_8bit,
-            load_4bit=choice.load_4bit,
-            device=choice.device_name,
-            torch_dtype=DTYPES[choice.dtype_name],
-            attn_implementation=choice.attn_implementation,
+        tokenizer, model, image_processor, context_len = load(
+            choice.path, choice.base, choice.name, **options
         )
     except LOAD_ERRORS as error:
         raise EvalError(_model_error(choice, error)) from error

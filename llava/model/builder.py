@@ -44,6 +44,7 @@ def load_pretrained_model(
     use_flash_attn: bool = False,
     torch_dtype: torch.dtype | None = None,
     attn_implementation: str = "sdpa",
+    distributed_config: Any = None,
 ) -> tuple[Any, Any, Any, int]:
     """A checkpoint in LLaVA's original layout or Hugging Face's, from a folder or the hub.
 
@@ -54,6 +55,8 @@ def load_pretrained_model(
     device: everything on this one device, in place of `device_map`.
     torch_dtype: None is float16 on a GPU and float32 on a CPU.
     use_flash_attn: the same as `attn_implementation="flash_attention_2"`.
+    distributed_config: transformers' own, for a model spread over processes in place of a
+        `device_map`; see `llava.model.tensor_parallel`.
 
     Returns (tokenizer, model, image_processor, context_len). The model is a stock
     `LlavaForConditionalGeneration` (or LlavaNext...) whose `generate` also takes LLaVA's `images`.
@@ -73,6 +76,9 @@ def load_pretrained_model(
     }
     if quantization is not None:
         options["quantization_config"] = quantization
+    if distributed_config is not None:
+        del options["device_map"]
+        options["distributed_config"] = distributed_config
     if layout == "stock":
         if model_base is not None:
             raise ValueError(
