@@ -7,7 +7,7 @@ answers these are is known from the logits themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,3 +55,13 @@ def near_ties(samples: Sequence[Sample], margins: Sequence[float | None]) -> dic
     ]
     checked = sum(margin is not None for margin in margins)
     return {"below": NEAR, "checked": checked, "count": len(found), "samples": found}
+
+
+def all_near_ties(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Those of several runs of the same questions."""
+    return {
+        "below": NEAR,
+        "checked": sum(one["checked"] for one in found),
+        "count": sum(one["count"] for one in found),
+        "samples": [sample for one in found for sample in one["samples"]],
+    }

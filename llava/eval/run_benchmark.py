@@ -1,6 +1,7 @@
 """Answer and score a benchmark with several methods, and print one table.
 
     python -m llava.eval.run_benchmark textvqa --methods full,visiondrop,random --tokens 64
+    torchrun --nproc_per_node 8 -m llava.eval.run_benchmark vqav2 ...       (docs/scaling.md)
 
 ``scripts/eval/<benchmark>.sh`` sets everything up and calls this.  Every flag can also be given as
 an environment variable (MODEL, DATA, METHODS, TOKENS, LIMIT, OUT, NPROC, SEEDS, BATCH, DTYPE).
@@ -43,11 +44,11 @@ from llava.eval.planning import (
     plan_runs,
 )
 from llava.eval.preparing import build_prompt
+from llava.eval.processes import Group, current_group
 from llava.eval.released_flags import uses_released_flags
-from llava.eval.running import Job, answer_part, check_runs, log_to_wandb, run_all
+from llava.eval.running import Job, answer_in_group, check_runs, log_to_wandb, run_all
 from llava.eval.table import Comparison, markdown_table, print_table
 from llava.eval.wandb_log import check_wandb
-from visiondrop import TowerCache
 
 POCKET = "checkpoints/pocket-llava"
 POCKET_CLIP = "checkpoints/pocket-clip"  # its text half reads the question for CDPruner and TRIM
@@ -94,10 +95,11 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="MIB",
-        help="keep so much of the vision tower's outputs for other runs (speeds are then unequal)",
+        help="share so much of the vision tower's outputs between runs (speeds are then unequal)",
     )
     p.add_argument("--overwrite", action="store_true", help="throw away another run's answers")
-    p.add_argument("--part", help=argparse.SUPPRESS)  # this is one of several processes
+    # One of several processes, for a command that scores by itself.
+    p.add_argument("--answers-only", action="store_true", help=argparse.SUPPRESS)
     add_model_flags(p, default_model=POCKET)
     add_answer_flags(p)
     p.set_defaults(max_new_tokens=None)  # the benchmark's own
@@ -156,8 +158,11 @@ def plan(
     )
 
 
-def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun], list[Refusal]]:
+def prepare(
+    args: argparse.Namespace, group: Group | None = None
+) -> tuple[Job, list[PlannedRun], list[Refusal]]:
     """Check everything that can be checked before any compute."""
+    group = group or Group()
     benchmark = get_benchmark(args.benchmark, args.split)
     files = benchmark.files(args.data or benchmark.default_data)
     everything = benchmark.read(files)
@@ -177,10 +182,12 @@ def prepare(args: argparse.Namespace) -> tuple[Job, list[PlannedRun], list[Refus
     if args.reference:
         choose_reference([{"label": run.label} for run in runs], args.reference)
     processes = args.nproc or max(1, torch.cuda.device_count())
+    if group.size > 1:
+        processes = group.size
     out = Path(args.out) / "-".join(filter(None, (benchmark.name, benchmark.split)))
-    job = Job(args, benchmark, files, samples, choice, config, out, processes)
+    job = Job(args, benchmark, files, samples, choice, config, out, processes, group)
     if args.tower_cache:
-        job.tower_cache = TowerCache(args.tower_cache * 2**20)
+        job.tower_cache = job.new_tower_cache(args.tower_cache * 2**20)
     args.of = len(everything)
     return job, runs, refused
 
@@ -217,9 +224,14 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     args.argv = argv
-    job, runs, refused = prepare(args)
-    if args.part:
-        answer_part(job, runs, args.part)
+    group = current_group()
+    args.device = group.device(args.device)
+    job, runs, refused = prepare(args, group)
+    if args.answers_only:
+        answer_in_group(job, runs)
+        return EXIT_OK
+    if job.group.rank > 0:
+        run_all(job, runs)
         return EXIT_OK
     console = Console(width=None if sys.stdout.isatty() else 130)
     announce(job, runs, console)

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 
-from llava.eval.answering import LoadedModel, answer_questions
-from llava.eval.answers import AnswerStore
+from llava.eval.answering import LoadedModel, answer_questions, in_several_batches
+from llava.eval.answers import AnswerStore, take_answers
 from llava.eval.benchmarks import Benchmark, BenchmarkFiles
 from llava.eval.cli import default_workers, run_settings
 from llava.eval.errors import EvalError
 from llava.eval.loading import ModelChoice, load_model
+from llava.eval.near_ties import all_near_ties, near_ties
 from llava.eval.planning import PlannedRun, Refusal
 from llava.eval.preparing import QuestionDataset
+from llava.eval.processes import Group, launch, share
 from llava.eval.result import build_result, read_result, write_result
-from llava.eval.samples import Sample, batches_of, chunk_of_batches
+from llava.eval.samples import Sample, batches_of
 from llava.eval.settings import RunSettings
 from llava.eval.wandb_log import LoggedRun, log_run
 from visiondrop import TowerCache
@@ -45,12 +44,14 @@ class Job:
     config: Any
     out: Path
     processes: int = 1
+    group: Group = field(default_factory=Group)
     tower_cache: TowerCache | None = None
     scores: dict[str, list[list[float]]] = field(default_factory=dict)
     """Cell -> for each of its seeds the score (0 to 1) of every question."""
     parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Cell -> for each of its seeds what the score is made of, where it is no mean of those."""
     _loaded: LoadedModel | None = None
+    _settings: RunSettings | None = None
 
     @property
     def loaded(self) -> LoadedModel:
@@ -59,22 +60,31 @@ class Job:
         return self._loaded
 
     def settings(self, run: PlannedRun) -> RunSettings:
-        return run_settings(
-            self.args,
-            self.choice,
-            self.config,
-            str(self.files.questions),
-            run.method.to_dict(),
-            run.seed,
-        )
+        if self._settings is None:  # the checkpoint and the questions are hashed once
+            self._settings = run_settings(
+                self.args, self.choice, self.config, str(self.files.questions), {}
+            )
+        return replace(self._settings, method=run.method.to_dict(), seed=run.seed)
 
-    def store(self, run: PlannedRun, part: str | None = None) -> AnswerStore:
+    def new_tower_cache(self, max_bytes: int) -> TowerCache:
+        """A store of tower outputs that runs over these samples may share, whatever their method:
+        none changes another's answers by a bit."""
+        batches = batches_of(len(self.samples), self.args.batch_size)
+        return TowerCache(max_bytes, in_several_batches(self.samples, batches))
+
+    def answers(self, run: PlannedRun) -> Path:
+        return run.folder(self.out) / ANSWERS
+
+    def store(
+        self, run: PlannedRun, part: str | None = None, lock: BinaryIO | None = None
+    ) -> AnswerStore:
         return AnswerStore(
-            run.folder(self.out) / ANSWERS,
+            self.answers(run),
             self.settings(run),
             self.samples,
             part,
             overwrite=self.args.overwrite and part is None,
+            lock=lock,
         )
 
     def dataset(self, settings: RunSettings) -> QuestionDataset:
@@ -117,9 +127,12 @@ class Job:
             self.tower_cache,
         )
 
-    def finish(self, run: PlannedRun, store: AnswerStore, computed: int) -> dict[str, Any]:
+    def finish(self, run: PlannedRun, store: AnswerStore) -> dict[str, Any]:
         """Put the answers in place, score them and write the result json."""
         rows = store.finish()
+        by_rank = store.computed_by
+        computed = [by_rank.get(rank, 0) for rank in range(max([self.processes - 1, *by_rank]) + 1)]
+        computed[0] += store.computed
         scores = self.benchmark.score(rows, self.files)
         result = build_result(
             self.benchmark,
@@ -131,15 +144,19 @@ class Job:
             rows,
             scores,
             run.ledger,
-            computed,
+            sum(computed),
             store.seconds,
             run.seed,
             run.method.flops_by_ledger,
         )
         folder = store.path.parent
+        for file in folder.glob("*.tmp[0-9]*"):  # of a process that was killed; the lock is ours
+            file.unlink()
         written = self.benchmark.write_files(rows, self.files, folder)
         result["files"] = [file.relative_to(folder).as_posix() for file in written]
         result["label"], result["cell"], result["budget"] = run.label, run.cell, run.budget
+        result["processes"] = [{"rank": r, "computed": n} for r, n in enumerate(computed)]
+        result["near_ties"] = near_ties(store.samples, store.margins())
         if run.moved:
             result["layers"] = list(run.moved)
         self.scores.setdefault(run.cell, []).append(scores.per_sample)
@@ -169,22 +186,29 @@ def run_all(
 ) -> list[dict[str, Any]]:
     """Answer and score every run; one result for each cell of the table, in order.
 
-    An optional run that turns out not to run on this model goes to ``refused``."""
-    if job.processes > 1:
-        _answer_in_processes(job, runs)
+    An optional run that turns out not to run on this model goes to ``refused``.  In a group of
+    processes every one calls this; process 0 scores and has the results, the others have none."""
     cells: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        with job.store(run) as store:
-            before = _computed_before(job, run, store)
-            reason = _try(job, run, store)
-            if reason is not None:
-                if refused is not None:
-                    refused.append(Refusal(run.label, run.budget and run.tokens, reason))
-                continue
-            result = job.finish(run, store, before + store.computed)
-        cells.setdefault(run.cell, []).append(result)
-        if on_result is not None:
-            on_result(result)
+    with ExitStack() as held:
+        locks: list[BinaryIO | None] = [None] * len(runs)
+        if job.processes > 1:
+            if job.group.rank == 0:  # nobody else writes here until all is scored
+                locks = [held.enter_context(take_answers(job.answers(run))) for run in runs]
+            _answer_together(job, runs, locks)
+            if job.group.rank > 0:
+                return []
+        for run, lock in zip(runs, locks):
+            with job.store(run, lock=lock) as store:
+                # What failed in another process just now is not tried again at once.
+                reason = _try(job, run, store, store.missing if job.processes > 1 else None)
+                if reason is not None:
+                    if refused is not None:
+                        refused.append(Refusal(run.label, run.budget and run.tokens, reason))
+                    continue
+                result = job.finish(run, store)
+            cells.setdefault(run.cell, []).append(result)
+            if on_result is not None:
+                on_result(result)
     return [_aggregate(job, cell, results) for cell, results in cells.items()]
 
 
@@ -223,17 +247,6 @@ def log_to_wandb(job: Job, run: PlannedRun) -> str:
     return log_run(logged, job.loaded, run.method, job.dataset(settings))
 
 
-def _computed_before(job: Job, run: PlannedRun, store: AnswerStore) -> int:
-    """Answers that this command's other processes computed."""
-    if job.processes == 1:
-        return 0
-    done = len(store.samples) - sum(len(store.batches[k]) for k in store.todo)
-    return done - _there_at_start.get((job.out, run.cell, run.seed), 0)
-
-
-_there_at_start: dict[tuple[Path, str, int], int] = {}
-
-
 def _aggregate(job: Job, cell: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     """One result from several seeds': mean and sample standard deviation, kept beside them."""
     if len(results) == 1:
@@ -262,6 +275,11 @@ def _aggregate(job: Job, cell: str, results: list[dict[str, Any]]) -> dict[str, 
         },
         "failed": max(result["failed"] for result in results),
         "computed": sum(result["computed"] for result in results),
+        "processes": [
+            {"rank": rank, "computed": sum(process["computed"] for process in processes)}
+            for rank, processes in enumerate(zip(*(result["processes"] for result in results)))
+        ],
+        "near_ties": all_near_ties([result["near_ties"] for result in results]),
         "samples_per_second": fmean(speeds) if speeds else None,
     }
     for name in ("seed", "settings_digest", "method_config"):
@@ -276,58 +294,44 @@ def _aggregate(job: Job, cell: str, results: list[dict[str, Any]]) -> dict[str, 
 # --- several processes -----------------------------------------------------------------------
 
 
-def _answer_in_processes(job: Job, runs: Sequence[PlannedRun]) -> None:
-    """Start one process a chunk, each with the same flags, and wait; raise if one failed."""
-    open_batches = False
-    for run in runs:
-        with job.store(run) as store:
-            todo = store.todo
-            done = len(store.samples) - sum(len(store.batches[k]) for k in todo)
-            _there_at_start[(job.out, run.cell, run.seed)] = done
-            open_batches = open_batches or bool(todo)
-    if not open_batches:
-        return
-    children = []
-    for i in range(job.processes):
-        environment = dict(os.environ)
-        if torch.cuda.is_available():
-            visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            names = [v for v in visible if v] or [str(d) for d in range(torch.cuda.device_count())]
-            environment["CUDA_VISIBLE_DEVICES"] = names[i % len(names)]
-        else:
-            cores = len(os.sched_getaffinity(0))
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // job.processes)))
-        command = [
-            sys.executable,
-            "-m",
-            "llava.eval.run_benchmark",
-            *job.args.argv,
-            "--part",
-            f"{i}of{job.processes}",
-        ]
-        children.append(subprocess.Popen(command, env=environment))
-    try:
-        codes = [child.wait() for child in children]
-    except BaseException:
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.wait()
-        raise
-    if any(codes):
-        raise EvalError(
-            f"{sum(map(bool, codes))} of {len(codes)} processes stopped (exit status "
-            f"{', '.join(map(str, codes))}; their messages are above); what they answered is kept, "
-            "run the same command again to go on"
-        )
+def _answer_together(
+    job: Job, runs: Sequence[PlannedRun], locks: Sequence[BinaryIO | None]
+) -> None:
+    """Answer in this process's group, or in one that is started for it."""
+    todo = []
+    if job.group.rank == 0:
+        for run, lock in zip(runs, locks):
+            with job.store(run, lock=lock) as store:  # brings together what a crash left apart
+                todo.append(store.todo)
+    if job.group.size > 1:
+        answer_in_group(job, runs, todo)
+        job.group.wait()
+    elif any(todo):
+        launch("llava.eval.run_benchmark", [*job.args.argv, "--answers-only"], job.processes)
 
 
-def answer_part(job: Job, runs: Sequence[PlannedRun], part: str) -> None:
-    """The work of one of several processes: its chunk of every run."""
-    index, _, count = part.partition("of")
-    chunk = chunk_of_batches(
-        len(batches_of(len(job.samples), job.args.batch_size)), int(count), int(index)
-    )
-    for run in runs:
-        with job.store(run, part) as store:
-            _try(job, run, store, chunk, position=int(index))
+def answer_in_group(
+    job: Job, runs: Sequence[PlannedRun], todo: list[list[int]] | None = None
+) -> None:
+    """The work of one process of a group: its share of every run's open batches.
+
+    ``todo`` says which these are, in process 0; left out, it looks."""
+    if todo is None and job.group.rank == 0:
+        todo = []
+        for run in runs:
+            with job.store(run, job.group.part) as store:
+                todo.append(store.todo)
+    answer_part(job, runs, job.group.part, job.group.broadcast(todo))
+
+
+def answer_part(
+    job: Job, runs: Sequence[PlannedRun], part: str, todo: Sequence[Sequence[int]] | None = None
+) -> None:
+    """The share of process ``part`` ("0of2") of every run's batches ``todo`` (of all batches)."""
+    rank, size = map(int, part.split("of"))
+    everything = range(len(batches_of(len(job.samples), job.args.batch_size)))
+    for run, batches in zip(runs, todo or [everything] * len(runs)):
+        own = share(batches, rank, size)
+        if own:
+            with job.store(run, part) as store:
+                _try(job, run, store, own, position=job.group.local_rank or rank)

@@ -78,6 +78,8 @@ def test_result_json_says_what_the_score_depends_on(answered: Path) -> None:
     assert 0 < dropped["flops"] < full["flops"]
     assert 0 < dropped["kv_bytes"] < full["kv_bytes"]
     assert dropped["samples_per_second"] > 0
+    assert dropped["processes"] == [{"rank": 0, "computed": 20}]
+    assert dropped["near_ties"]["checked"] == 20 and dropped["near_ties"]["below"] == 1e-4
     assert {kind: cell["n"] for kind, cell in dropped["types"].items()} == {"t0": 10, "t1": 10}
 
 
@@ -185,7 +187,8 @@ def test_a_second_run_computes_nothing(
     assert {path: path.read_bytes() for path in answered.rglob("answers.jsonl")} == before
     again = result(answered / "visiondrop-9")
     assert again.pop("computed") == 0 and score.pop("computed") == 20
-    again.pop("git_commit"), score.pop("git_commit")
+    assert again.pop("processes") == [{"rank": 0, "computed": 0}]
+    again.pop("git_commit"), score.pop("git_commit"), score.pop("processes")
     assert again == score
     assert "visiondrop" in capsys.readouterr().out
 
@@ -201,8 +204,15 @@ def test_two_processes_are_one_run(
             answered / cell / "answers.jsonl"
         ).read_bytes()
         assert not list(folder.glob("*.partial*"))
-        assert result(folder)["computed"] == 20
-        assert result(folder)["score"] == result(answered / cell)["score"]
+        found = result(folder)
+        assert [p["rank"] for p in found["processes"]] == [0, 1]
+        assert all(p["computed"] >= 0.4 * 20 for p in found["processes"])
+        assert sum(p["computed"] for p in found["processes"]) == found["computed"] == 20
+        assert found["score"] == result(answered / cell)["score"]
+        assert found["near_ties"] == result(answered / cell)["near_ties"]
+    assert main([*args, "--nproc", "2"]) == 0
+    counts = [process["computed"] for process in result(folder)["processes"]]
+    assert counts == [0, 0], "what was there is not counted again"
 
 
 def test_stopped_runs_go_on(
