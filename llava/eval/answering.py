@@ -119,9 +119,9 @@ def answer_questions(
                 if len(errors) >= PATIENCE:
                     raise errors[0]
                 continue
-            for index, done, seconds in held:
-                store.append(index, done.rows, seconds, done.margins)
-                bar.update(len(done.rows))
+            for index, ready, seconds in held:
+                store.append(index, ready.rows, seconds, ready.margins)
+                bar.update(len(ready.rows))
             held.clear()
             if os.getppid() != parent:
                 raise EvalError("the process that started this one is gone; stopping")

@@ -123,8 +123,7 @@ class AnswerStore:
         if self._stream is None:
             self._stream = self._open_partial()
         end = self._stream.tell()
-        known = [None] * len(rows) if margins is None else list(margins)
-        answered = Answered(list(rows), round(seconds, 6), known)
+        answered = Answered(list(rows), round(seconds, 6), margins_of(margins or [], rows))
         try:
             self._write(self._stream, answered.line(batch).encode())
         except OSError as error:
