@@ -189,7 +189,8 @@ def _write(
     for member in tqdm(missing, desc=f"unpack {archive.name}", unit="file", disable=None):
         target = folder / member.place
         _make_parent(target, folder)
-        temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
+        temporary = target.with_name(f".{target.name}.part")
+        temporary.unlink(missing_ok=True)  # of a run that was killed
         try:
             source = open_member(member)
             assert source is not None, "a regular file"

@@ -59,7 +59,7 @@ def test_a_silent_server_times_out_and_the_download_goes_on(get, target, site, c
     monkeypatch.setattr(client, "timeout", httpx.Timeout(0.2))
     site.next[PATH] = [Answer(pause=1.0)]
     get()
-    assert target.read_bytes() == BODY and len(site.gets(PATH)) == 2
+    assert target.read_bytes() == BODY and len(site.gets(PATH)) >= 2
 
 
 def test_cut_in_the_middle_goes_on_where_it_stopped(get, target, site):

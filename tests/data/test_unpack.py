@@ -165,7 +165,8 @@ def test_a_tar_cut_between_two_members(tmp_path):
             info.size = 512
             archive.addfile(info, io.BytesIO(bytes(512)))
     path.write_bytes(path.read_bytes()[:1024])
-    assert tarfile.open(path).getnames() == ["set/a"]
+    with tarfile.open(path) as archive:
+        assert archive.getnames() == ["set/a"]
     with pytest.raises(ArchiveError, match="its end is missing"):
         unpack(path, tmp_path / "out", everything, LIMITS)
 
