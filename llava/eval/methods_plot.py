@@ -6,11 +6,12 @@ VisionDrop, random and uniform are drawn in every panel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.eval.errors import EvalError
+from llava.eval.tables.places import PLACES, place_of
 
 SHOWN_EVERYWHERE = {  # label -> colour, line style
     "visiondrop": ("black", "-"),
@@ -47,16 +48,24 @@ def _high(pool: Sequence[int], places: Sequence[float], gap: float) -> float:
     return _low(pool, places, gap) + gap * (len(pool) - 1)
 
 
-def series(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+Series = dict[str, dict[str, list[tuple[float, float]]]]
+"""Place -> method -> (true mean tokens, score)."""
+
+
+def series(results: Sequence[Mapping[str, Any]]) -> Series:
     """Place -> method -> (true mean tokens, score), rising in tokens; what drops nothing is left
     out."""
-    from llava.eval.methods_table import PLACES, place_of
+    return sorted_series(
+        (place_of(result), result["label"], result["mean_tokens"], result["score"])
+        for result in results
+    )
 
-    out: dict[str, dict[str, list[tuple[float, float]]]] = {place: {} for place in PLACES}
-    for result in results:
-        out[place_of(result)].setdefault(result["label"], []).append(
-            (result["mean_tokens"], result["score"])
-        )
+
+def sorted_series(points: Iterable[tuple[str, str, float, float]]) -> Series:
+    """From (place, method, tokens, score); see `series`."""
+    out: Series = {place: {} for place in PLACES}
+    for place, label, tokens, score in points:
+        out[place].setdefault(label, []).append((tokens, score))
     out.pop("no token dropped")
     out["control"].pop("full", None)
     return {
@@ -66,21 +75,40 @@ def series(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tup
 
 
 def plot(results: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Draw it as a PNG; EvalError where nothing was dropped."""
+    """The results of one benchmark; see `draw`."""
+    first = results[0]
+    full = next((r["score"] for r in results if r["method"] == "full"), None)
+    asked = sorted({r["tokens"] for r in results if r.get("budget")})
+    title = f"{first['model']}, {first['n']} questions"
+    return draw(series(results), full, asked, "TextVQA accuracy, %", title, path)
+
+
+def draw(
+    found: Series,
+    full: float | None,
+    asked: Sequence[int],
+    what: str,
+    title: str,
+    path: Path,
+) -> Path:
+    """Draw it as a PNG; EvalError where nothing was dropped.
+
+    Args:
+        full: the unpruned model's score, a line in every panel.
+        asked: the budgets, ticks of the axis.
+        what: the scores' name and unit.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    found = series(results)
     lines = {label: points for methods in found.values() for label, points in methods.items()}
     if not lines:
         raise EvalError("no method here drops a token: nothing to plot")
     panels = [place for place, methods in found.items() if set(methods) - set(SHOWN_EVERYWHERE)]
     panels = panels or [next(place for place, methods in found.items() if methods)]
-    full = next((r["score"] for r in results if r["method"] == "full"), None)
-    asked = sorted({r["tokens"] for r in results if r.get("budget")})
     sns.set_theme(style="whitegrid", context="paper", font="DejaVu Sans")
     figure, axes = plt.subplots(
         1, len(panels), figsize=(4.1 * len(panels) + 0.4, 5.2), sharey=True, squeeze=False
@@ -134,9 +162,8 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axis.minorticks_off()
         axis.set_title(place)
         axis.set_xlabel("visual tokens, true mean over decoder layers")
-    axes[0][0].set_ylabel("TextVQA accuracy, %")
-    first = results[0]
-    figure.suptitle(f"{first['model']}, {first['n']} questions", fontsize=10)
+    axes[0][0].set_ylabel(what)
+    figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.stem + ".part.png")

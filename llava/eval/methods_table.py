@@ -34,18 +34,13 @@ from llava.eval.result import read_result
 from llava.eval.running import ANSWERS, RESULT
 from llava.eval.samples import read_jsonl
 from llava.eval.table import format_flops, label_of, markdown, notes, relative
-from visiondrop import Reducer
+from llava.eval.tables.places import PLACES, place_of
+from llava.eval.tables.spec import SEEDS
 
 TOKENS = (192, 128, 64, 32)
-SEEDS = (0, 1, 2)
 STEM = "methods_textvqa"
 REFERENCES = ("visiondrop", "random")
-PLACES = (
-    *("vision encoder", "before the LLM", "inside the LLM", "before and inside"),
-    *("control", "no token dropped"),
-)
 FULL = "full"
-CONTROLS = (FULL, "random", "uniform")
 HEAD = [
     *("method", "place", "asked", "tokens", "accuracy"),
     *(f"vs {name}" for name in REFERENCES),
@@ -57,25 +52,6 @@ UNBUDGETED = "without a budget"
 Result = dict[str, Any]
 Intervals = Mapping[str, Mapping[str, Interval]]
 """Reference -> cell -> difference."""
-
-
-def place_of(result: Mapping[str, Any]) -> str:
-    """Which of ``PLACES`` a result's method acts in."""
-    try:
-        method = Reducer.from_dict(dict(result["method_config"]))
-    except (TypeError, ValueError) as error:
-        raise EvalError(
-            f"{result['cell']} was made by another version of its method ({error}); give "
-            "--overwrite, or another folder with --out"
-        ) from None
-    if method.name in CONTROLS:
-        return "control"
-    if method.before_llm and (method.inside_llm or method.extension() is not None):
-        return "before and inside"
-    if method.before_llm:
-        early = method.where.startswith("encoder") or method.before == "tower"
-        return "vision encoder" if early else "before the LLM"
-    return "inside the LLM" if method.inside_llm else "no token dropped"
 
 
 def collect(out: Path) -> list[Result]:

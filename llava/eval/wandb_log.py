@@ -24,7 +24,7 @@ from llava.eval.errors import EvalError
 from llava.eval.files import write_atomically
 from llava.eval.preparing import QuestionDataset, as_seen
 from llava.eval.result import read_result
-from llava.eval.settings import RunSettings
+from llava.eval.settings import RunSettings, digest_of_json
 
 NUM_PICTURES = 8
 
@@ -37,6 +37,7 @@ class LoggedRun:
         name: shown for the run.
         note: file that remembers what was logged.
         config: settings; summary: scores and counts.
+        group: what it belongs to, as a table; "" for a run of its own.
     """
 
     name: str
@@ -45,9 +46,13 @@ class LoggedRun:
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
     rows: Sequence[Row]
+    group: str = ""
 
     @property
     def run_id(self) -> str:
+        """Of the settings; in a group of its name, too, as it may stand in several."""
+        if self.group:
+            return digest_of_json([self.group, self.name, self.settings.digest])[:20]
         return self.settings.digest[:20]
 
 
@@ -80,6 +85,7 @@ def log_run(run: LoggedRun, loaded: LoadedModel, method: Any, dataset: QuestionD
         project=os.environ.get("WANDB_PROJECT", "visiondrop"),
         id=run.run_id,
         name=run.name,
+        group=run.group or None,
         config=dict(run.config),
         mode=mode,  # type: ignore[arg-type]
         resume="allow" if mode == "online" else None,

@@ -1,0 +1,2 @@
+def main(args, rest):
+    return 0

@@ -1,0 +1,81 @@
+"""The tables by name.  A new one is an entry here and a script; a new method or benchmark that is
+registered appears by itself or by its name in ``benchmarks``."""
+
+from __future__ import annotations
+
+from llava.eval.errors import EvalError
+from llava.eval.run_benchmark import POCKET
+from llava.eval.tables.ablation import VARIANTS
+from llava.eval.tables.spec import BLANK, FULL, Spec
+
+PAPER = ("gqa", "mmbench", "mmbench_cn", "mme", "pope", "sqa", "vqav2", "textvqa", "vizwiz")
+RIVALS = ("fastv", "sparsevlm", "pyramiddrop", "visionzip")
+FIRST = (FULL, BLANK, "visiondrop", "random", "uniform", *RIVALS)
+SIX = (FULL, "visiondrop", "random", "uniform", "visionzip", "fastv")
+
+SPECS = {
+    spec.name: spec
+    for spec in (
+        Spec(
+            "table1_llava15",
+            "LLaVA-1.5: nine benchmarks, all methods",
+            "llava-v1.5-7b",
+            PAPER,
+            (192, 128, 64, 32),
+            FIRST,
+            quick=SIX,
+            quick_tokens=(192, 64),
+            model=POCKET,
+        ),
+        Spec(
+            "table2_llava_next",
+            "LLaVA-NeXT: pictures of any resolution",
+            "llava-next-7b",
+            PAPER,
+            (640, 320, 160),
+            FIRST,
+            quick=SIX,
+            quick_tokens=(640, 320),
+            model_types=("llava_next",),
+            awaits="budgets of any-resolution pictures (a share of each picture's own tokens) are "
+            "not in the table engine yet",
+        ),
+        Spec(
+            "table4_ablation",
+            "VisionDrop, one thing changed at a time",
+            "llava-v1.5-7b",
+            ("gqa", "mmbench", "pope", "textvqa"),
+            (192, 64),
+            (FULL, BLANK, "visiondrop", "random"),
+            rest=False,
+            variants=VARIANTS,
+            quick=(FULL, "visiondrop", "random"),
+            quick_tokens=(64,),
+            model=POCKET,
+        ),
+        Spec(
+            "table5_video",
+            "Video-LLaVA: questions about clips",
+            "video-llava-7b",
+            ("tgif", "msvd", "msrvtt"),
+            (194, 136),
+            FIRST,
+            quick=SIX,
+            quick_tokens=(194, 136),
+            model_types=("video_llava",),
+            awaits="the video benchmarks TGIF-QA, MSVD-QA and MSRVTT-QA and the Video-LLaVA family "
+            "are not registered yet",
+        ),
+    )
+}
+EFFICIENCY = "table3_efficiency"
+"""The table that needs no answers; see `llava.eval.tables.efficiency`."""
+
+
+def get_spec(name: str) -> Spec:
+    """The table of that name; EvalError lists the known ones."""
+    if name not in SPECS:
+        raise EvalError(
+            f"unknown table {name!r}; known are {', '.join(sorted([*SPECS, EFFICIENCY]))}"
+        )
+    return SPECS[name]
