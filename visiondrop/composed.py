@@ -49,6 +49,7 @@ class Composed(Reducer):
         self.uses_input = self.inner.uses_input  # type: ignore[misc]
         self.seeded = self.inner.seeded  # type: ignore[misc]
         self.flops_by_ledger = all(p.flops_by_ledger for p in self.parts)  # type: ignore[misc]
+        self.tiled = all(p.tiled for p in self.parts)  # type: ignore[misc]
         acting = self.inner if self.inside_llm else self.outer
         self.positions = acting.positions
         if self.before_llm and self.entry_positions == "original" != self.positions:
@@ -61,6 +62,20 @@ class Composed(Reducer):
     def entry_positions(self) -> Positions:
         """Of the part before the LLM."""
         return self.outer.entry_positions if self.before_llm else self.positions
+
+    @property
+    def before_part(self) -> Reducer:
+        """The first."""
+        return self.outer
+
+    @property
+    def inside_part(self) -> Reducer:
+        """The second."""
+        return self.inner
+
+    def on_tiles(self, **options: Any) -> Composed:
+        """Both parts with these options."""
+        return Composed(*(part.on_tiles(**options) for part in self.parts))
 
     def encoder_stage(self, view: EncoderView) -> Reductions:
         """Of the part that reduces before the LLM."""

@@ -82,6 +82,8 @@ class DecoderView:
         grid: (rows, columns) of a whole picture; full: visual tokens that entered layer 0.
         score: [G, n], what an earlier stage gave each token to carry (`Reduction.score`), or None.
         row: what `reads_text`, `looks_back` and `uses_input` ask for; None otherwise.
+        places: [n], where the visual tokens stand among the N, if the newlines of an any-resolution
+            picture, which a method does not see, stand between them; None: they are the last n.
     """
 
     layer: int
@@ -95,6 +97,7 @@ class DecoderView:
     full: int
     score: Tensor | None = None
     row: RowView | None = field(default=None, repr=False)
+    places: Tensor | None = None
 
     @cached_property
     def keys(self) -> list[str]:
@@ -118,7 +121,8 @@ class DecoderView:
     @property
     def visual_key(self) -> Tensor:
         """[G, H_kv, n, d], keys of the visual tokens."""
-        return self.key[:, :, -self.hidden.shape[1] :]
+        places = slice(-self.hidden.shape[1], None) if self.places is None else self.places
+        return self.key[:, :, places]
 
     # ------------------------------------------------------------------ the row around them
 

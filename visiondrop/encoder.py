@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from visiondrop.adapters.base import Adapter, Geometry, TowerOutput, following_projections
+from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.merging import Reduction, per_picture
 from visiondrop.reducer import Reducer
 from visiondrop.tower_blocks import run_merging_vit
@@ -45,6 +48,9 @@ class Picture:
         key: the sample's key, None where none was given.
         features, pixels: [rows, D'] and [3, h, w], where a prompt stage is to come.
         score: [tokens], as in `Reduction`.
+        grid: the tiles of an any-resolution picture; None for one tile.
+        newlines: [tokens] bool on the host, the newlines that LLM stages do not see; None without.
+        share: by what the counts of LLM stages are multiplied, see `Tiles.share_of`.
     """
 
     rows: int
@@ -58,11 +64,24 @@ class Picture:
     features: Tensor | None = None
     pixels: Tensor | None = None
     score: Tensor | None = None
+    grid: TileGrid | None = None
+    newlines: np.ndarray | None = None
+    share: float = 1.0
+
+    @property
+    def full(self) -> int:
+        """Visual tokens that enter the decoder, without newlines that no method sees."""
+        return self.tokens - (0 if self.newlines is None else int(self.newlines.sum()))
 
     @property
     def spill(self) -> int:
         """Tokens whose embeddings are in `overflow`."""
         return 0 if self.overflow is None else self.overflow.shape[0]
+
+
+def set_picture(features: Tensor, picture: Picture) -> None:
+    """Say what the rows of a picture's features mean."""
+    setattr(features, _ATTRIBUTE, picture)
 
 
 def picture_of(features: Tensor) -> Picture | None:
@@ -76,14 +95,14 @@ def pixel_key(pixels: Tensor) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def picture_keys(pixel_values: Tensor, trace: Trace) -> list[str]:
+def picture_keys(pixel_values: Sequence[Tensor] | Tensor, trace: Trace) -> list[str]:
     """One key per picture: those given, or hashes of the pixels."""
     if trace.keys is None:
         return [pixel_key(pixels) for pixels in pixel_values]
-    return one_each(trace.keys, pixel_values.shape[0], "sample keys", "trace.set_keys")
+    return one_each(trace.keys, len(pixel_values), "sample keys", "trace.set_keys")
 
 
-def picture_questions(pixel_values: Tensor, trace: Trace) -> list[str]:
+def picture_questions(pixel_values: Sequence[Tensor] | Tensor, trace: Trace) -> list[str]:
     """The raw question on each picture. Raises `ValueError` where none was given."""
     if trace.questions is None:
         raise ValueError(
@@ -91,8 +110,7 @@ def picture_questions(pixel_values: Tensor, trace: Trace) -> list[str]:
             "trace.set_questions([...]) before generate(), one raw question per picture, or enter "
             "it with questions=[...]"
         )
-    count = pixel_values.shape[0]
-    return one_each(trace.questions, count, "questions", "trace.set_questions")
+    return one_each(trace.questions, len(pixel_values), "questions", "trace.set_questions")
 
 
 def one_each(given: list[str], count: int, what: str, call: str) -> list[str]:
@@ -211,7 +229,7 @@ def encode_pictures(
             info.score = reduction.score[0]
         if place == "prompt":
             info.features, info.pixels = own, pixel_values[i]
-        setattr(picture, _ATTRIBUTE, info)
+        set_picture(picture, info)
         pictures.append(picture)
     return pictures
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visiondrop.functional.anyres_layout import TileGrid
+
 __all__ = ["Row", "Segment", "pack", "padding_mask"]
 
 
@@ -27,8 +29,9 @@ class Segment:
         identity: [length] patch ids (CLS -1; a merged token has its reference's).
         sizes: [length] patches that each stands for.
         key: the sample's key.
-        full: visual tokens of the picture that entered decoder layer 0.
+        full: visual tokens of the picture that entered decoder layer 0 (`encoder.Picture.full`).
         score: [length], what an earlier stage gave each token to carry, see `Reduction`.
+        grid, newlines, share: of an any-resolution picture, see `encoder.Picture`.
     """
 
     start: int
@@ -39,6 +42,16 @@ class Segment:
     key: str | None
     full: int
     score: Tensor | None = None
+    grid: TileGrid | None = None
+    newlines: np.ndarray | None = None
+    share: float = 1.0
+
+    @property
+    def newline_count(self) -> int:
+        """Newlines among the tokens, whether methods see them or not."""
+        if self.newlines is not None:
+            return int(self.newlines.sum())
+        return 0 if self.grid is None else int((self.identity >= self.grid.first_newline).sum())
 
 
 @dataclass

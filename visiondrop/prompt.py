@@ -88,8 +88,11 @@ def read_prompt(
                     picture.identity,
                     picture.sizes,
                     picture.key,
-                    picture.tokens,
+                    picture.full,
                     picture.score,
+                    picture.grid,
+                    picture.newlines,
+                    picture.share,
                 )
             )
             at = first + picture.rows

@@ -9,6 +9,7 @@ exception.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC
 from collections.abc import Iterator, Mapping
@@ -20,8 +21,10 @@ from torch import nn
 
 from visiondrop.adapters.base import Geometry
 from visiondrop.extensions.base import Extension
+from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.merging import Reduction
 from visiondrop.schedule import mean_tokens
+from visiondrop.tiles import PictureChoice, Tiles
 from visiondrop.tower_cache import TowerCache
 from visiondrop.trace import Trace
 from visiondrop.views import DecoderView, EncoderView, ProjectedView, PromptView, TowerBlockView
@@ -90,6 +93,17 @@ class Reducer(ABC):
     positions: Positions = "renumbered"
     """Positions of what is kept: numbered anew from 0, or those of the unpruned sequence."""
 
+    tiled: ClassVar[bool] = False
+    """Whether pictures of several tiles (any resolution) can be reduced."""
+    tiles: Tiles = Tiles()
+    """How such pictures are treated, see `on_tiles`."""
+    released_tiles: ClassVar[Mapping[str, str]] = {}
+    """Options of `on_tiles` that act as the method's released code does."""
+    counts_cls: ClassVar[bool] = False
+    """Whether a CLS token may be among those that `entry_tokens` counts."""
+    in_place: bool = False
+    """Whether merged tokens stand where their reference stood, and not behind all others."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" in cls.__dict__:
@@ -113,6 +127,24 @@ class Reducer(ABC):
         """Reduce all pictures of one prompt together, as decoder embeddings."""
         return None
 
+    def picture_stage(self, view: EncoderView, grid: TileGrid) -> PictureChoice | None:
+        """Reduce all tiles of one any-resolution picture together, G = tiles, the thumbnail first.
+        None: tile by tile, by `encoder_stage` or `projected_stage` of `with_entry`.
+        """
+        return None
+
+    def entry_tokens(self) -> int | None:
+        """Tokens of a picture that the stage before the LLM keeps; None where it finds out."""
+        return None
+
+    def with_entry(self, tokens: int) -> Reducer:
+        """The same method whose stage before the LLM keeps `tokens` >= 1."""
+        raise NotImplementedError(f"{self.name} has no number of tokens before the LLM")
+
+    def scaled(self, share: float) -> Reducer:
+        """The same method with all its counts (not its ratios) multiplied by `share`."""
+        return self
+
     def llm_layers(self) -> tuple[int, ...]:
         """Decoder layers before which `llm_stage` is called, rising."""
         return ()
@@ -133,6 +165,8 @@ class Reducer(ABC):
                     f"{self.name!r} needs {NEEDS[need]}, which this model has not; methods that "
                     f"work here: {', '.join(without(need))}"
                 )
+        if geometry.crops:
+            check_tiles(self)
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
         """Visual tokens that each decoder layer sees for one picture, by plan."""
@@ -185,6 +219,22 @@ class Reducer(ABC):
         """Positions of what enters the decoder."""
         return self.positions
 
+    @property
+    def before_part(self) -> Reducer:
+        """The part that may reduce before the LLM; `inside_part` inside it."""
+        return self
+
+    inside_part = before_part
+
+    def on_tiles(self, **options: Any) -> Self:
+        """The same method with other options for any-resolution pictures (`tiles.Tiles`).
+
+        Raises `ValueError` on a value that there is not.
+        """
+        other = copy.copy(self)
+        other.tiles = dataclasses.replace(self.tiles, **options)
+        return other
+
     def extensions(self) -> list[Extension]:
         """Those of all parts."""
         own = self.extension()
@@ -193,7 +243,8 @@ class Reducer(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The method whole, for JSON: its name and every field."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {"name": self.name, **{k: _plain(v) for k, v in fields.items()}}
+        out = {"name": self.name, **{k: _plain(v) for k, v in fields.items()}}
+        return out if self.tiles == type(self).tiles else {**out, "tiles": self.tiles.to_dict()}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Reducer:
@@ -203,6 +254,7 @@ class Reducer(ABC):
         if name == "composed":
             first, second = (Reducer.from_dict(part) for part in data["parts"])
             return first + second
+        tiles = data.pop("tiles", {})
         if name not in _REGISTRY:
             raise ValueError(f"unknown method {name!r}; known: {', '.join(sorted(_REGISTRY))}")
         cls = _REGISTRY[name]
@@ -211,7 +263,7 @@ class Reducer(ABC):
             raise ValueError(
                 f"{name} has no field {extra[0]!r}; it has: {', '.join(sorted(known))}"
             )
-        return cls(**data)
+        return cls(**data).on_tiles(**tiles) if tiles else cls(**data)
 
     def __add__(self, other: Reducer) -> Reducer:
         """One method before the LLM and one inside it; see `visiondrop.composed.Composed`."""
@@ -270,6 +322,22 @@ def without(need: str) -> list[str]:
     """Names of the methods that do not need it."""
     names = {name for name, cls in _REGISTRY.items() if need not in cls.needs}
     return sorted(names - HIDDEN)
+
+
+def check_tiles(method: Reducer) -> None:
+    """Raise `ValueError` where a method cannot reduce pictures of several tiles."""
+    if not method.tiled:
+        names = sorted({name for name, cls in _REGISTRY.items() if cls.tiled} - HIDDEN)
+        raise ValueError(
+            f"{method.name!r} is not defined on any-resolution pictures, which have several tiles; "
+            f"methods that work here: {', '.join(names)}"
+        )
+    row = method.reads_text or method.looks_back or method.uses_input
+    if row and method.inside_part.tiles.newlines != "pool":
+        raise ValueError(
+            f"{method.name!r} looks at the row around the picture, where newlines stand among its "
+            "tokens: use on_tiles(newlines='pool')"
+        )
 
 
 def _plain(value: Any) -> Any:

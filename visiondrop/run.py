@@ -33,7 +33,7 @@ class Run:
     Attributes:
         prefill: whether it is a prefill with pictures, or goes on from one.
         cache: the pruned KV cache, None without one.
-        rows: the present layout; visual, lengths, padding: per block so far, per row.
+        rows: the present layout; visual, lengths, newlines, padding: per block so far, per row.
         stages: records per row.
         places: [B, S] positions in the unpruned sequence, None where positions are renumbered.
         blocks: the blocks after the first (prefill), or all of them (decode).
@@ -49,6 +49,7 @@ class Run:
     rows: list[Row] = field(default_factory=list)
     visual: list[list[int]] = field(default_factory=list)
     lengths: list[list[int]] = field(default_factory=list)
+    newlines: list[list[int]] = field(default_factory=list)
     stages: list[list[StageTrace]] = field(default_factory=list)
     padding: list[Tensor | None] = field(default_factory=list)
     places: Tensor | None = None
@@ -65,6 +66,7 @@ class Run:
         self.padding.append(padding_mask(self.rows, device))
         self.visual.append([row.visual for row in self.rows])
         self.lengths.append([row.length for row in self.rows])
+        self.newlines.append([sum(s.newline_count for s in row.segments) for row in self.rows])
 
     def store_blocks(self, device: torch.device) -> None:
         """Write the blocks of a finished prefill onto its cache."""
@@ -95,6 +97,8 @@ class Run:
                 by_layer(self.lengths, r),
                 per_token,
                 self.stages[r],
+                by_layer(self.newlines, r),
+                [segment.grid for segment in row.segments],
             )
             for r, row in enumerate(self.rows)
             if row.segments

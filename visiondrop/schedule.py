@@ -22,6 +22,7 @@ __all__ = [
     "geometric_totals",
     "ledger",
     "mean_tokens",
+    "resized",
     "solve_decay",
     "split_total",
     "stage_layers",
@@ -103,6 +104,13 @@ def split_total(total: int) -> Budget:
     16+3).
     """
     contextual = ceil(total / 8)
+    return total - contextual, contextual
+
+
+def resized(budget: Budget, total: int) -> Budget:
+    """A budget of another total in the same shares; one token at least is dominant."""
+    dominant, contextual = budget
+    contextual = min(round(total * contextual / (dominant + contextual)), total - 1)
     return total - contextual, contextual
 
 

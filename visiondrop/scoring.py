@@ -78,6 +78,7 @@ def column_mean(
     *,
     causal: bool = True,
     correction: CausalCorrection = "off",
+    places: Tensor | None = None,
 ) -> Tensor:
     """How much the visual queries attend to each visual token: mean over heads and visual queries.
 
@@ -95,11 +96,15 @@ def column_mean(
             uniform attention; "no_mask": score without the mask (the text after the picture stays
             unseen); "visible": divide by the number of queries that can see the column, instead of
             by n.
+        places: [n], rising, where the visual tokens stand among the keys, if other tokens (the
+            newlines of any-resolution pictures) stand between them; None: they are the last n.
 
     Returns: [G, n] in float32.
     """
     groups, heads, n, _ = query.shape
     total = key.shape[2]
+    if places is not None:
+        return scattered_column_mean(query, key, scale, correction, places)
     if total < n:
         raise ValueError(
             f"{n} visual queries but only {total} keys: the keys must include their own"
@@ -125,6 +130,34 @@ def column_mean(
     columns /= n
     if correction == "expectation" and masked:
         columns = columns / uniform_column_mean(n, start, device)
+    return columns
+
+
+def scattered_column_mean(
+    query: Tensor, key: Tensor, scale: float, correction: CausalCorrection, places: Tensor
+) -> Tensor:
+    """`column_mean`, causal, of visual tokens that stand at `places` [n] among the N keys."""
+    groups, heads, n, _ = query.shape
+    total, device = key.shape[2], query.device
+    key_t = expand_heads(key, heads).transpose(-1, -2)
+    order = torch.arange(total, device=device)
+    columns = torch.zeros(groups, n, device=device, dtype=wide(query[:0]).dtype)
+    expected = torch.zeros(total, device=device, dtype=torch.float64)
+    chunk = max(1, CHUNK_ELEMENTS // max(1, groups * heads * total))
+    for first in range(0, n, chunk):
+        rows = slice(first, first + chunk)
+        later = order > places[rows, None]
+        expected += ((~later).double() / (places[rows, None] + 1)).sum(0)
+        logits = wide(query[:, :, rows] @ key_t) * scale
+        if correction != "no_mask":
+            logits = logits.masked_fill(later, float("-inf"))
+        columns += logits.softmax(-1)[..., places].sum((1, 2))
+    columns /= heads
+    if correction == "visible":
+        return columns / torch.arange(n, 0, -1, device=device)
+    columns /= n
+    if correction == "expectation":
+        columns = columns / (expected[places] / n).to(columns.dtype)
     return columns
 
 

@@ -18,6 +18,7 @@ from visiondrop.adapters.base import Adapter
 from visiondrop.decoder_views import RowAttention, RowView
 from visiondrop.layout import Row, Segment, pack
 from visiondrop.merging import Reduction, per_picture
+from visiondrop.newlines import restore, visible
 from visiondrop.reducer import Reducer
 from visiondrop.trace import StageTrace
 from visiondrop.views import DecoderView
@@ -117,7 +118,9 @@ def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutc
                 key = (*key, s, shape_of(row, stage.tail))
             if stage.entry is not None:
                 key = (*key, shape_of(stage.entry[1][r], stage.tail))
-            groups[(*key, segment.full)].append((r, s))
+            if segment.newlines is not None:
+                key = (*key, segment.newlines.tobytes())
+            groups[(*key, segment.full, segment.share)].append((r, s))
 
     pool, place_pool, size = [hidden.reshape(batch * width, -1)], [], batch * width
     places = stage.places
@@ -129,12 +132,21 @@ def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutc
     for members in groups.values():
         segments = [rows[r].segments[s] for r, s in members]
         view = make_view(adapter, stage, members, segments, whole)
-        reductions = per_picture(method.llm_stage(view), len(members))
+        share, inside = segments[0].share, method.inside_part
+        acting = method if share == 1 else inside.scaled(share)
+        reductions = per_picture(acting.llm_stage(view), len(members))
         for (r, s), segment, reduction in zip(members, segments, reductions, strict=True):
             record = StageTrace("llm", stage.index, segment.picture, segment.identity)
             records[r].append(record)
             if reduction is None:
                 continue
+            newlines = None
+            if segment.newlines is not None:
+                first = width - rows[r].length + segment.start
+                states = hidden[r, first : first + segment.length]
+                reduction, newlines = restore(
+                    segment, reduction, states, inside.tiles.newlines, inside.in_place
+                )
             source = record.source = reduction.source[0]
             record.target, record.contextual = reduction.target[0], reduction.contextual[0]
             count = source.shape[0]
@@ -149,6 +161,9 @@ def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutc
                     segment.key,
                     segment.full,
                     score_after(reduction, segment.score),
+                    segment.grid,
+                    newlines,
+                    segment.share,
                 ),
             )
             pool.append(reduction.features[0].to(hidden.dtype))
@@ -188,7 +203,8 @@ def make_view(
 
     def project() -> tuple[Tensor, Tensor]:
         tensors = (cut(t, 0, end) for t in (now.hidden, now.cos, now.sin))
-        return adapter.attention_inputs(now.layer, *tensors, visual=end - start)
+        query, key = adapter.attention_inputs(now.layer, *tensors, visual=end - start)
+        return query if seen is None else query[:, :, seen], key
 
     def attention(layer: LayerInput, length: int) -> RowAttention:
         parts = (t.to(now.hidden.device) for t in (layer.hidden, layer.cos, layer.sin))
@@ -196,18 +212,27 @@ def make_view(
         part_of = functools.partial(adapter.attention_part, layer.layer)
         return RowAttention(states, cos, sin, part_of, adapter.scaling(layer.layer))
 
+    seen = visible(segments[0], now.hidden.device)
+
+    def of_tokens(tensors: list[Tensor]) -> Tensor:
+        """[G, n, ...] of what the method sees, from [length, ...] of each picture."""
+        whole = torch.stack(tensors)
+        return whole if seen is None else whole[:, seen.to(whole.device)]
+
     scores = [segment.score for segment in segments]
+    states = cut(now.hidden, start, end)
     view = DecoderView(
         stage.index,
-        cut(now.hidden, start, end),
-        torch.stack([segment.sizes for segment in segments]),
+        states if seen is None else states[:, seen],
+        of_tokens([segment.sizes for segment in segments]),
         project,
         adapter.scaling(now.layer),
         make_keys=functools.partial(sample_keys, segments),
-        identity=torch.stack([segment.identity for segment in segments]),
+        identity=of_tokens([segment.identity for segment in segments]),
         grid=stage.grid,
         full=segments[0].full,
-        score=None if any(s is None for s in scores) else torch.stack(scores),  # type: ignore[arg-type]
+        score=None if any(s is None for s in scores) else of_tokens(scores),  # type: ignore[arg-type]
+        places=None if seen is None else start + seen,
     )
     if whole:
         first_row = rows[members[0][0]]

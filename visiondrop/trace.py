@@ -5,6 +5,7 @@ Indices stay on the device until somebody reads them, so that tracing does not s
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.tower_cache import TowerCache
 
 __all__ = ["CLS", "SampleTrace", "StageTrace", "Trace"]
@@ -103,6 +105,9 @@ class SampleTrace:
         lengths: all tokens that each decoder layer saw, text included.
         bytes_per_token: KV bytes of one token in one layer.
         stages: stage by stage, picture by picture.
+        newlines_per_layer: how many of `tokens_per_layer` are newlines of any-resolution pictures.
+        grids: how the tiles of each picture lie, which says what its token ids mean
+            (`TileGrid.locate`); None for a picture of one tile.
     """
 
     key: str | None
@@ -110,11 +115,18 @@ class SampleTrace:
     lengths: list[int]
     bytes_per_token: int
     stages: list[StageTrace] = field(default_factory=list)
+    newlines_per_layer: list[int] = field(default_factory=list)
+    grids: list[TileGrid | None] = field(default_factory=list)
 
     @property
     def mean_tokens(self) -> float:
-        """True mean of visual tokens over the decoder layers."""
+        """True mean of visual tokens over the decoder layers, newlines included."""
         return sum(self.tokens_per_layer) / len(self.tokens_per_layer)
+
+    @property
+    def mean_newlines(self) -> float:
+        """True mean of newlines over the decoder layers."""
+        return sum(self.newlines_per_layer) / max(1, len(self.newlines_per_layer))
 
     @property
     def kv_bytes(self) -> int:
@@ -151,13 +163,17 @@ class SampleTrace:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
+        out: dict[str, Any] = {
             "key": self.key,
             "tokens_per_layer": self.tokens_per_layer,
             "mean_tokens": self.mean_tokens,
             "kv_bytes": self.kv_bytes,
             "stages": [stage.to_dict() for stage in self.stages],
         }
+        if any(self.grids):
+            out["newlines_per_layer"] = self.newlines_per_layer
+            out["grids"] = [grid and dataclasses.asdict(grid) for grid in self.grids]
+        return out
 
 
 class Trace:
@@ -210,6 +226,11 @@ class Trace:
         if not self.samples:
             raise ValueError("nothing was generated inside this context yet")
         return sum(s.mean_tokens for s in self.samples) / len(self.samples)
+
+    @property
+    def mean_newlines(self) -> float:
+        """How much of `mean_tokens` is newlines of any-resolution pictures."""
+        return sum(s.mean_newlines for s in self.samples) / max(1, len(self.samples))
 
     @property
     def kv_bytes(self) -> list[int]:

@@ -8,12 +8,13 @@ from torch import nn
 
 from visiondrop.adapters.base import Adapter, Geometry, TowerOutput
 from visiondrop.adapters.llava import LlavaAdapter
+from visiondrop.adapters.llava_next import LlavaNextAdapter
 
 __all__ = ["ADAPTERS", "Adapter", "Geometry", "TowerOutput", "adapter_of", "geometry_of"]
 
-ADAPTERS: tuple[Adapter, ...] = (LlavaAdapter(),)
+ADAPTERS: tuple[Adapter, ...] = (LlavaAdapter(), LlavaNextAdapter())
 
-_BY_MODEL_TYPE = {"llava": ADAPTERS[0]}
+_BY_MODEL_TYPE = {"llava": ADAPTERS[0], "llava_next": ADAPTERS[1]}
 
 
 def known_families() -> str:

@@ -6,8 +6,8 @@ the thumbnail's tokens, then those rows, each row closed by an `image_newline` w
 newlines. A sequence is written as [M, 2] pairs (tile, slot): slot s is the s-th token that the tile
 kept; (NEWLINE, r) closes row r of the whole, padded grid.
 
-The mechanism does not run any-resolution pictures yet; the methods' own packings are checked
-against their released codes on ready tokens.
+Token ids (`TileGrid.locate`): patch p of tile t is t * n + p with n patches a tile, the CLS of tile
+t is -1 - t, and the newline of row r is T * n + r with T tiles.
 
 Source: LLaVA's `spatial` and `spatial_unpad` packing (LLaVA-NeXT), released code.
 """
@@ -21,9 +21,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["NEWLINE", "Newlines", "TileGrid", "assemble", "row_order", "tile_order"]
+__all__ = [
+    "NEWLINE",
+    "Newlines",
+    "TileGrid",
+    "assemble",
+    "picture_order",
+    "row_order",
+    "tile_order",
+]
 
-Newlines = Literal["none", "window", "grid"]
+Newlines = Literal["none", "kept", "window", "grid"]
 
 NEWLINE = -1
 """Stands for a tile where an `image_newline` is meant."""
@@ -50,9 +58,25 @@ class TileGrid:
         return self.rows * self.columns
 
     @property
+    def tiles(self) -> int:
+        """Tiles, thumbnail included."""
+        return 1 + self.crops
+
+    @property
     def tokens(self) -> tuple[int, int]:
         """(rows, columns) of the token grid, padding included."""
         return self.rows * self.side, self.columns * self.side
+
+    @property
+    def unpruned(self) -> int:
+        """Tokens of the picture in the unpruned model, newlines included."""
+        r0, r1, c0, c1 = self.window
+        return self.side**2 + (r1 - r0) * (c1 - c0 + 1)
+
+    @property
+    def first_newline(self) -> int:
+        """Token id of the newline of row 0; ids from here on are newlines."""
+        return self.tiles * self.side**2
 
     @property
     def window(self) -> tuple[int, int, int, int]:
@@ -61,11 +85,66 @@ class TileGrid:
         Where the padding is odd, one padded row or column stays, as in LLaVA.
         """
         (rows, columns), (width, height) = self.tokens, self.original
+        # Rounded as transformers does, where int() alone would lose a row to 20.999999999.
         if width / height > columns / rows:
-            cut = (rows - int(height * (columns / width))) // 2
+            cut = (rows - int(round(height * (columns / width), 7))) // 2
             return cut, rows - cut, 0, columns
-        cut = (columns - int(width * (rows / height))) // 2
+        cut = (columns - int(round(width * (rows / height), 7))) // 2
         return 0, rows, cut, columns - cut
+
+    def row_of(self, ids: Tensor) -> Tensor:
+        """Row of the token grid of each crop's patch and of each newline; -1 for all others."""
+        patches, tile = self.side**2, ids // self.side**2
+        row = (tile - 1) // self.columns * self.side + ids % patches // self.side
+        row = torch.where(ids >= self.first_newline, ids - self.first_newline, row)
+        return torch.where(tile >= 1, row, -1)
+
+    def slots(self, ids: Tensor) -> Tensor:
+        """Place of each token id in the unpruned sequence; what has none there (CLS, padding) takes
+        that of the nearest cell of its tile or of the grid.
+        """
+        r0, r1, c0, c1 = self.window
+        patches, width = self.side**2, c1 - c0 + 1
+        tile = torch.where(ids < 0, -1 - ids, ids // patches)
+        patch = torch.where(ids < 0, 0, ids % patches)
+        row = (tile - 1) // self.columns * self.side + patch // self.side
+        column = (tile - 1) % self.columns * self.side + patch % self.side
+        newline = ids >= self.first_newline
+        row = torch.where(newline, ids - self.first_newline, row).clamp(r0, r1 - 1) - r0
+        column = torch.where(newline, c1, column.clamp(c0, c1 - 1)) - c0
+        return torch.where(tile == 0, patch, patches + row * width + column)
+
+    def locate(self, token: int) -> tuple[str, int, int, int]:
+        """What a token id means: ("patch", tile, row, column) with row and column within the tile,
+        ("cls", tile, -1, -1), or ("newline", -1, row of the token grid, -1).
+        """
+        if token < 0:
+            return "cls", -1 - token, -1, -1
+        if token >= self.first_newline:
+            return "newline", -1, token - self.first_newline, -1
+        tile, patch = divmod(token, self.side**2)
+        return "patch", tile, *divmod(patch, self.side)  # type: ignore[return-value]
+
+    def shown(self, tile: int) -> tuple[int, int, int, int]:
+        """The part of a tile without padding: (first row, end, first column, end) in the tile."""
+        return (0, self.side, 0, self.side) if tile == 0 else self.valid(tile - 1)
+
+    def importance(self, thumbnail: Tensor) -> Tensor:
+        """What the thumbnail's values [side * side] say of each tile, [T], sums to 1.
+
+        The thumbnail shows the picture without padding: its values are stretched over the unpadded
+        token grid and summed where each crop shows it. The thumbnail itself counts as much as the
+        crops do on average.
+        """
+        r0, r1, c0, c1 = self.window
+        values = thumbnail.view(1, 1, self.side, self.side).double()
+        stretched = torch.nn.functional.interpolate(
+            values, (r1 - r0, c1 - c0), mode="bilinear", align_corners=False
+        )[0, 0]
+        whole = stretched.new_zeros(self.tokens)
+        whole[r0:r1, c0:c1] = stretched
+        parts = whole.view(self.rows, self.side, self.columns, self.side).sum((1, 3)).flatten()
+        return torch.cat([parts.mean()[None], parts]) / (parts.sum() + parts.mean())
 
     def crop_sums(self, thumbnail: Tensor) -> Tensor:
         """Sum of the thumbnail's values [side * side] over the part that each crop shows, [crops].
@@ -98,8 +177,8 @@ def row_order(
         places: for each crop [m], where its slots stand among its side x side patches, or -1 for
             slots that stand nowhere (CLS, merged tokens): these are left out.
         unpad: leave out what lies in the padding.
-        newlines: "window" closes the rows without padding (LLaVA), "grid" every row of the padded
-            grid (GlobalCom2).
+        newlines: "window" closes the rows without padding (LLaVA), "kept" those of them that keep
+            a token, "grid" every row of the padded grid (GlobalCom2).
 
     Returns: [M, 2] pairs (tile, slot), tile >= 1, and (NEWLINE, row).
     """
@@ -117,11 +196,47 @@ def row_order(
         keys.append((row * (columns + 1) + column)[here])
         pairs.append(tile_order(crop + 1, slot)[here])
     if newlines != "none":
-        rows = torch.arange(*((r0, r1) if newlines == "window" else (0, grid.tokens[0])))
+        rows = torch.arange(*((0, grid.tokens[0]) if newlines == "grid" else (r0, r1)))
         rows = rows.to(device)
+        if newlines == "kept":
+            rows = rows[torch.isin(rows, torch.cat(keys) // (columns + 1))]
         keys.append(rows * (columns + 1) + columns)
         pairs.append(tile_order(NEWLINE, rows))
     return torch.cat(pairs)[torch.cat(keys).argsort(stable=True)]
+
+
+def picture_order(
+    ids: Sequence[Tensor],
+    behind: Sequence[Tensor],
+    grid: TileGrid,
+    *,
+    unpad: bool,
+    newlines: Newlines,
+) -> Tensor:
+    """The order of a picture of which each tile has kept some tokens, as VisionZip released it.
+
+    The thumbnail's tokens in their order; the crops' patches row by row over the token grid; CLS of
+    each crop; then, crop by crop, what is to stand `behind` (merged tokens).
+
+    Args:
+        ids: for each tile [m], the patch (0-based in its tile) of each slot, -1 for CLS.
+        behind: for each tile [m] bool.
+        unpad, newlines: see `row_order`.
+
+    Returns: [M, 2] pairs (tile, slot).
+    """
+    slots = [torch.arange(i.shape[0], device=i.device) for i in ids]
+    places = [i.masked_fill(b, -1) for i, b in zip(ids[1:], behind[1:], strict=True)]
+    rows = row_order(places, grid, unpad=unpad, newlines=newlines)
+    later = range(1, len(ids))
+    return torch.cat(
+        [
+            tile_order(0, slots[0]),
+            rows,
+            *(tile_order(t, slots[t][(ids[t] < 0) & ~behind[t]]) for t in later),
+            *(tile_order(t, slots[t][behind[t]]) for t in later),
+        ]
+    )
 
 
 def assemble(order: Tensor, tokens: Sequence[Tensor], newline: Tensor | None = None) -> Tensor:

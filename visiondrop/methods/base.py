@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+import dataclasses
+from typing import Any, Self
 
 from visiondrop.adapters.base import Geometry
 from visiondrop.reducer import Reducer
@@ -18,8 +19,6 @@ class PictureBudget(Reducer):
 
     tokens: int
     before_llm: bool = True
-    counts_cls: ClassVar[bool] = False
-    """Whether CLS may be among the tokens."""
 
     def check(self, geometry: Geometry) -> None:
         """Refuse budgets beyond the picture."""
@@ -31,6 +30,18 @@ class PictureBudget(Reducer):
                 f"{self.name}: tokens={self.tokens} asked for where a picture has "
                 f"{most} at most; give 1 to {most}"
             )
+
+    def entry_tokens(self) -> int | None:
+        """`tokens`."""
+        return self.tokens
+
+    def with_entry(self, tokens: int) -> Self:
+        """With another number."""
+        return dataclasses.replace(self, tokens=tokens)  # type: ignore[type-var]
+
+    def scaled(self, share: float) -> Self:
+        """With a share or multiple of the number, at least 1."""
+        return self.with_entry(max(1, round(self.tokens * share)))
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
         """The same count in every layer."""

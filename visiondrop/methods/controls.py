@@ -23,6 +23,7 @@ class Full(Reducer):
     """The unpruned model, run by the same code as every method."""
 
     name = "full"
+    tiled = True
     title = "unpruned"
     where = "nowhere"
     signal = "control"
@@ -34,6 +35,7 @@ class _KeepSome(PictureBudget):
     Before the LLM these are patches; CLS is not kept, as in the unpruned model.
     """
 
+    tiled = True
     layer: int | None
 
     @property

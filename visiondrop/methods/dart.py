@@ -15,6 +15,7 @@ from visiondrop.merging import Reduction, gather, keep_only
 from visiondrop.methods.drops import OneDrop
 from visiondrop.reducer import Positions
 from visiondrop.scoring import wide
+from visiondrop.tiles import Tiles
 from visiondrop.views import DecoderView
 
 
@@ -48,7 +49,8 @@ class DART(OneDrop):
     paper = "arXiv 2502.11494"
     where = "LLM layer 2"
     signal = "duplication against pivots"
-    reads_text = looks_back = True
+    reads_text = looks_back = tiled = True
+    tiles = Tiles(newlines="pool")
     counted_by = ("reduction_ratio", "tokens")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "0.778": {"reduction_ratio": 0.778},

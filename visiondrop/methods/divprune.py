@@ -35,6 +35,7 @@ class DivPrune(PictureBudget):
     where = "before the LLM"
     signal = "max-min cosine diversity"
     before = "projected"
+    tiled = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "ratio0.098": {"tokens": 56},
         **{str(n): {"tokens": n} for n in (192, 128, 64)},

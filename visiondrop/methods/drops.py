@@ -4,6 +4,7 @@ tuned for several layers.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -87,6 +88,13 @@ class OneDrop(Reducer):
         refuse_options(options, cls.counted_by, cls.name)
         options.setdefault("layer", scaled_layers((cls.official,), num_layers)[0])
         return cls(tokens=round(tokens), **options)  # type: ignore[call-arg]
+
+    def scaled(self, share: float) -> Self:
+        """Another `tokens`, at least the least."""
+        if self.tokens is None:
+            return self
+        tokens = max(self.least(vars(self)), round(self.tokens * share))
+        return dataclasses.replace(self, tokens=tokens)  # type: ignore[type-var]
 
     def check(self, geometry: Geometry) -> None:
         """Refuse an impossible layer or count."""

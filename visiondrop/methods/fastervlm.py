@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from visiondrop.functional.anyres_layout import Newlines, TileGrid, row_order, tile_order
 from visiondrop.merging import Reduction, keep_only
 from visiondrop.methods.base import PictureBudget
 from visiondrop.reducer import Positions
@@ -22,9 +18,10 @@ class FasterVLM(PictureBudget):
     score_j = mean over heads of softmax(q_CLS K^T / sqrt(d))_j in the layer that makes the
     features. The best `tokens` patches stay, in spatial order; CLS itself is not sent.
 
-    Any-resolution pictures: every tile, the thumbnail included, keeps its own best `tokens`
-    patches, and `pack` says in which order they enter the LLM. The mechanism does not run such
-    pictures yet; selection and packing equal the released code's on ready tiles.
+    Any-resolution pictures, as released (`on_tiles(**FasterVLM.released_tiles)`): every tile, the
+    thumbnail included, keeps its own best `tokens`; the merge type is fixed to "spatial", so that
+    nothing is unpadded and no newline is sent. Its unused branch for "spatial_unpad" has
+    newlines="pool", padding="lost".
 
     Args:
         tokens: patches kept of a picture or tile (`visual_token_num` in the released code).
@@ -37,6 +34,8 @@ class FasterVLM(PictureBudget):
     where = "encoder"
     signal = "CLS attention"
     needs = ("cls",)
+    tiled = True
+    released_tiles = {"budget": "tile", "share": "equal", "newlines": "none", "padding": "shown"}
     presets = {
         "R50": {"tokens": 288},
         "R75": {"tokens": 144},
@@ -52,22 +51,3 @@ class FasterVLM(PictureBudget):
         """Keep the best patches of G pictures (or tiles): [G, tokens, D]."""
         kept = top_tokens(view.cls_attention, self.tokens) + int(view.has_cls)
         return keep_only(view.features, view.sizes, kept)
-
-    @staticmethod
-    def pack(tiles: Reduction, grid: TileGrid, *, unpad: bool = False) -> Tensor:
-        """The order of an any-resolution picture: the thumbnail's tokens, then the crops' rows.
-
-        Args:
-            tiles: `encoder_stage`'s outcome for T tiles, the thumbnail first.
-            unpad: false as released, where the merge type is fixed to "spatial": no unpadding, no
-                newline. True is the released code's unused branch for "spatial_unpad": what lies in
-                the padding is lost, and a newline, which the budget does not count, closes every
-                other row, also an empty one.
-
-        Returns: [M, 2] pairs (tile, slot), see `visiondrop.functional.anyres_layout`.
-        """
-        places = tiles.source - 1
-        thumbnail = tile_order(0, torch.arange(places.shape[1], device=places.device))
-        newlines: Newlines = "window" if unpad else "none"
-        rows = row_order(list(places[1:]), grid, unpad=unpad, newlines=newlines)
-        return torch.cat([thumbnail, rows])

@@ -10,6 +10,7 @@ from visiondrop.merging import Reduction, keep_only
 from visiondrop.methods.drops import OneDrop
 from visiondrop.reducer import Positions
 from visiondrop.scoring import top_tokens
+from visiondrop.tiles import Tiles
 from visiondrop.views import DecoderView
 
 
@@ -35,7 +36,8 @@ class FastV(OneDrop):
     paper = "arXiv 2403.06764"
     where = "LLM layer K"
     signal = "last token's attention"
-    reads_text = looks_back = True
+    reads_text = looks_back = tiled = True
+    tiles = Tiles(newlines="pool")
     counted_by = ("ratio", "tokens")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "K2_R50": {"layer": 2, "ratio": 0.5},

@@ -10,8 +10,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.functional.anyres_layout import Newlines, TileGrid, assemble, row_order, tile_order
+from visiondrop.functional.anyres_layout import Newlines, TileGrid, row_order, tile_order
+from visiondrop.merging import keep_only
 from visiondrop.reducer import Positions, Reducer
+from visiondrop.scoring import cls_logits
+from visiondrop.tiles import PictureChoice
+from visiondrop.views import EncoderView
 
 
 @dataclass
@@ -25,9 +29,7 @@ class GlobalCom2(Reducer):
     padding the best int(cells * r_c) stay by
     s / |s| + t / |t|, where t is the thumbnail's s, stretched over the unpadded picture and cut.
 
-    Needs crops: models that see one tile a picture refuse it. The mechanism does not run
-    any-resolution pictures yet: `select`, `pack` and `sequence` equal the released code's on ready
-    tiles.
+    Needs crops: models that see one tile a picture refuse it.
 
     Args:
         retention_ratio: r, the share kept of the thumbnail and, about, of the crops.
@@ -47,7 +49,7 @@ class GlobalCom2(Reducer):
     where = "encoder, any-resolution"
     signal = "thumbnail sets each crop's share, CLS logits"
     needs = ("cls", "crops")
-    before_llm = True
+    before_llm = tiled = True
     presets = {"R25": {"retention_ratio": 0.25}, "R10": {"retention_ratio": 0.1}}
 
     retention_ratio: float = 0.25
@@ -135,16 +137,18 @@ class GlobalCom2(Reducer):
         thumbnail = tile_order(0, torch.arange(kept[0].shape[0], device=kept[0].device))
         return torch.cat([thumbnail, row_order(places, grid, unpad=False, newlines=newlines)])
 
-    def sequence(
-        self, patches: Tensor, kept: list[Tensor], grid: TileGrid, newline: Tensor
-    ) -> Tensor:
-        """The picture's decoder embeddings [M, D'].
+    def picture_stage(self, view: EncoderView, grid: TileGrid) -> PictureChoice:
+        """Select over all tiles, pack."""
+        kept = self.select(cls_logits(*view.following, view.scale), grid)
+        tiles = [
+            keep_only(view.features[t : t + 1], view.sizes[t : t + 1], k[None] + 1)
+            for t, k in enumerate(kept)
+        ]
+        return PictureChoice(tiles, self.pack(kept, grid), self.finish)
 
-        Args:
-            patches: [T, n, D'], all tiles after the projector; newline: [D']; kept: as above.
-        """
-        tokens = [tile[k] for tile, k in zip(patches, kept, strict=True)]
-        if self.rounding == "float16":
-            tokens = tokens[:1] + [t.half().to(t.dtype) for t in tokens[1:]]
-            newline = newline.half().to(newline.dtype)
-        return assemble(self.pack(kept, grid), tokens, newline)
+    def finish(self, tokens: list[Tensor], newline: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Decoder embeddings of the tiles [m, D'] and the newline [D'], rounded as released."""
+        if self.rounding == "none":
+            return tokens, newline
+        crops = [tile.half().to(tile.dtype) for tile in tokens[1:]]
+        return [*tokens[:1], *crops], newline.half().to(newline.dtype)

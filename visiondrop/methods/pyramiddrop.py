@@ -18,6 +18,7 @@ from visiondrop.budgets import (
 from visiondrop.merging import Reduction, keep_only
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.scoring import top_tokens
+from visiondrop.tiles import Tiles
 from visiondrop.views import DecoderView
 
 
@@ -28,7 +29,8 @@ class PyramidDrop(Reducer):
     Before layer l of `layers` the visual tokens are ranked with that layer's own input norm, query
     and key projections at the present positions: the attention of the prompt's last token to them,
     softmax over the whole row, mean over heads. int(N ratio) stay, N being the picture's tokens
-    before any drop; in their order, nothing merged, positions numbered anew.
+    before any drop; in their order, nothing merged, positions numbered anew. Newlines of an
+    any-resolution picture are tokens like others (released).
 
     Args:
         layers: `layer_list`, decoder layers before which a stage acts.
@@ -42,7 +44,8 @@ class PyramidDrop(Reducer):
     where = "LLM 1/4, 1/2, 3/4"
     signal = "last instruction token"
     inside_llm = True
-    reads_text = True
+    reads_text = tiled = True
+    tiles = Tiles(newlines="pool")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "official": {"layers": (8, 16, 24), "ratios": (0.5, 0.25, 0.125)},
     }

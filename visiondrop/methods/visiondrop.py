@@ -5,7 +5,7 @@ LLM.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -21,6 +21,7 @@ from visiondrop.schedule import (
     check_stages,
     geometric_totals,
     ledger,
+    resized,
     split_total,
     stage_layers,
 )
@@ -57,6 +58,7 @@ class VisionDrop(Reducer):
     paper = "arXiv 2506.22283"
     where = "encoder, then LLM 1/4, 1/2, 3/4"
     signal = "visual self-attention, contextual merge"
+    tiled = counts_cls = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "32": {"encoder": (42, 6), "llm": {8: (30, 5), 16: (22, 4), 24: (16, 3)}},
     }
@@ -135,6 +137,29 @@ class VisionDrop(Reducer):
             first = min(sum(self.encoder), num_patches + int(has_cls))
         return ledger(first, self.llm, num_layers)
 
+    @property
+    def in_place(self) -> bool:  # type: ignore[override]
+        """As `placement` says."""
+        return self.placement == "in_place"
+
+    def entry_tokens(self) -> int | None:
+        """Of the encoder stage."""
+        return None if self.encoder is None else sum(self.encoder)
+
+    def with_entry(self, tokens: int) -> Self:
+        """Another total at the encoder stage, see `schedule.resized`."""
+        assert self.encoder is not None
+        return replace(self, encoder=resized(self.encoder, tokens))
+
+    def scaled(self, share: float) -> Self:
+        """All stages' totals times `share`, rounded, at least 1."""
+
+        def scale(budget: Budget) -> Budget:
+            return resized(budget, max(1, round(sum(budget) * share)))
+
+        llm = {layer: scale(budget) for layer, budget in self.llm.items()}
+        return replace(self, encoder=self.encoder and scale(self.encoder), llm=llm)
+
     def encoder_stage(self, view: EncoderView) -> Reduction | None:
         """Score by CLS (or by the patches), keep, merge."""
         assert self.encoder is not None
@@ -161,7 +186,9 @@ class VisionDrop(Reducer):
         dominant, contextual = self.llm[view.layer]
         if dominant + contextual > view.hidden.shape[1]:
             return None
-        scores = column_mean(view.query, view.key, view.scale, correction=self.causal)
+        scores = column_mean(
+            view.query, view.key, view.scale, correction=self.causal, places=view.places
+        )
         kept = self._choose(view, scores, dominant)
         return self._reduce(view.hidden, view.sizes, view.visual_key, kept, contextual)
 

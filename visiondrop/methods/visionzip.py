@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.functional.anyres_layout import TileGrid, row_order, tile_order
 from visiondrop.merging import MergeRule, Reduction, reduce_tokens
 from visiondrop.reducer import Positions, Reducer
-from visiondrop.schedule import check_stages
+from visiondrop.schedule import check_stages, resized
 from visiondrop.scoring import top_tokens
 from visiondrop.views import EncoderView
 
@@ -26,9 +24,8 @@ class VisionZip(Reducer):
     target (s = rest // contextual); each other token goes to the target with the highest cosine of
     the keys averaged over heads, and a contextual token is target + mean(its members).
 
-    Any-resolution pictures: every tile, the thumbnail included, is reduced by itself, and `pack`
-    says in which order the tokens enter the LLM. The mechanism does not run such pictures yet;
-    selection, merges and packing equal the released code's on ready tiles.
+    Any-resolution pictures, as released (`on_tiles(**VisionZip.released_tiles)`): every tile, the
+    thumbnail included, keeps `dominant` + `contextual`, nothing is unpadded, no newline is sent.
 
     Args:
         dominant: tokens kept, CLS counted (`visionzip(model, dominant=...)` in the released code).
@@ -45,6 +42,8 @@ class VisionZip(Reducer):
     signal = "CLS attention, merge by keys"
     needs = ("cls",)
     before_llm = True
+    tiled = counts_cls = True
+    released_tiles = {"budget": "tile", "share": "equal", "newlines": "none", "padding": "shown"}
     presets = {
         "192": {"dominant": 162, "contextual": 30},
         "128": {"dominant": 108, "contextual": 20},
@@ -93,6 +92,19 @@ class VisionZip(Reducer):
         most = num_patches + int(has_cls)
         return [min(self.dominant + self.contextual, most)] * num_layers
 
+    def entry_tokens(self) -> int:
+        """Both kinds."""
+        return self.dominant + self.contextual
+
+    def with_entry(self, tokens: int) -> Self:
+        """As many in all, in the same shares; one at least is dominant."""
+        dominant, contextual = resized((self.dominant, self.contextual), tokens)
+        return replace(self, dominant=dominant, contextual=contextual)
+
+    def scaled(self, share: float) -> Self:
+        """All counts times `share`, at least 1 in all."""
+        return self.with_entry(max(1, round(self.entry_tokens() * share)))
+
     def encoder_stage(self, view: EncoderView) -> Reduction:
         """Keep and merge for G pictures (or tiles): [G, dominant + contextual, D]."""
         scores = torch.nn.functional.pad(view.cls_attention, (1, 0), value=torch.inf)
@@ -103,28 +115,4 @@ class VisionZip(Reducer):
             top_tokens(scores, self.dominant),
             self.contextual,
             rule=self.merge,
-        )
-
-    def pack(self, tiles: Reduction, grid: TileGrid) -> Tensor:
-        """The order of an any-resolution picture, as released.
-
-        The thumbnail's tokens; the crops' dominant patches row by row over the whole token grid;
-        CLS of each crop; the contextual tokens, crop by crop. Nothing is unpadded and there are no
-        newlines, so the original size matters for the grid alone.
-
-        Args:
-            tiles: `encoder_stage`'s outcome for T tiles, the thumbnail first.
-
-        Returns: [M, 2] pairs (tile, slot), see `visiondrop.functional.anyres_layout`.
-        """
-        places = (tiles.source - 1).masked_fill(tiles.contextual, -1)
-        count, slots = places.shape
-        slot = torch.arange(slots, device=places.device)
-        return torch.cat(
-            [
-                tile_order(0, slot),
-                row_order(list(places[1:]), grid, unpad=False, newlines="none"),
-                *(tile_order(t, slot[:1]) for t in range(1, count)),
-                *(tile_order(t, slot[self.dominant :]) for t in range(1, count)),
-            ]
         )

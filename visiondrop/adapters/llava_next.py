@@ -1,0 +1,67 @@
+"""LLaVA-NeXT (1.6): a picture is a thumbnail and crops; unpadded rows end with a newline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+from visiondrop.adapters.base import Geometry
+from visiondrop.adapters.llava import LlavaAdapter
+from visiondrop.functional.anyres_layout import TileGrid
+
+
+class LlavaNextAdapter(LlavaAdapter):
+    """`transformers.LlavaNextForConditionalGeneration` and its subclasses."""
+
+    families = ("LlavaNextForConditionalGeneration",)
+
+    def geometry(self, config: Any) -> Geometry:
+        """Sizes from a `LlavaNextConfig`; `num_patches` are those of all tiles of the largest
+        picture (2880), of which `grid` is one tile.
+        """
+        if config.vision_feature_select_strategy != "default":
+            raise ValueError(
+                f"vision_feature_select_strategy={config.vision_feature_select_strategy!r}: tiles "
+                "are put together from patches alone, use 'default'"
+            )
+        size, one = config.vision_config.image_size, super().geometry(config)
+        most = max((h // size) * (w // size) for h, w in config.image_grid_pinpoints)
+        sizes = {**vars(one), "num_patches": (1 + most) * one.num_patches, "crops": True}
+        return Geometry(**sizes)
+
+    def tiles(
+        self, model: nn.Module, pixel_values: Tensor, image_sizes: Any
+    ) -> tuple[list[Tensor], list[TileGrid]]:
+        """The tiles [T, 3, h, w] of each picture, the thumbnail first, and how its crops lie.
+
+        Args:
+            pixel_values: [B, T, 3, h, w], padded to the most tiles, or those of all pictures in one
+                row, [sum T, 3, h, w].
+            image_sizes: (height, width) of each picture.
+        """
+        config: Any = model.config
+        vision = config.vision_config
+        sizes = torch.as_tensor(image_sizes).tolist()
+        grids = []
+        for height, width in sizes:
+            rows, columns = get_anyres_image_grid_shape(
+                (height, width), config.image_grid_pinpoints, vision.image_size
+            )
+            side = vision.image_size // vision.patch_size
+            grids.append(TileGrid(rows, columns, (width, height), side))
+        counts = [grid.tiles for grid in grids]
+        if pixel_values.dim() == 5:
+            return [p[:n] for p, n in zip(pixel_values, counts, strict=True)], grids
+        if pixel_values.shape[0] != sum(counts):
+            raise ValueError(
+                f"{pixel_values.shape[0]} tiles for pictures whose sizes ask for {sum(counts)}; "
+                "prepare pixel_values and image_sizes with one processor"
+            )
+        return list(pixel_values.split(counts)), grids
+
+    def newline(self, model: nn.Module) -> Tensor:
+        """`image_newline`, [D'], which closes a row of patches."""
+        return self.base(model).image_newline
