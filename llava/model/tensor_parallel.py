@@ -45,7 +45,8 @@ def load_tensor_parallel(
     Args:
         engine: who spreads the language model. "deepspeed" (AutoTP): each process reads the whole
             checkpoint into host memory, keeps its share and puts that on its GPU. "transformers"
-            (`tp_plan`): each process reads its share only.
+            (`tp_plan`): each process reads its share only, of a checkpoint in Hugging Face's
+            layout; one in LLaVA's original layout passes through host memory here too.
         device: "cpu" or "cuda"; a process takes the GPU of its local rank. Default: a GPU where
             there is one.
         torch_dtype: None is float16 on a GPU and float32 on a CPU.
@@ -70,7 +71,7 @@ def load_tensor_parallel(
     place = start_group(device)
     on_gpu = place.type != "cpu"
     dtype = torch_dtype or (torch.float16 if on_gpu else torch.float32)
-    common = {"torch_dtype": dtype, "attn_implementation": attn_implementation}
+    common: dict[str, Any] = {"torch_dtype": dtype, "attn_implementation": attn_implementation}
     if engine == "transformers":
         return _load_with_plan(model_path, model_base, model_name, size, place, common)
 

@@ -20,6 +20,7 @@ from PIL import Image
 import visiondrop.adapters.base
 import visiondrop.decoder
 from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
 from llava.model.tensor_parallel import load_tensor_parallel, same_everywhere
 from visiondrop import VisionDrop
 from visiondrop.methods.fastv import FastV
@@ -55,6 +56,32 @@ def told(loaded: Any, method: Reducer) -> dict[str, Any]:
     return {"stages": stages, "texts": tokenizer.batch_decode(out, skip_special_tokens=True)}
 
 
+def original_layout() -> dict[str, Any]:
+    """A checkpoint in LLaVA's original layout, spread and whole: what VisionDrop keeps, and the
+    largest difference of logits."""
+    method = VisionDrop(encoder=(42, 6), llm={8: (30, 5), 16: (22, 4), 24: (16, 3)})
+    ids = torch.tensor([[1, 5, -200, 7, 8, 9]])
+    images = torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"device": "cpu", "torch_dtype": torch.float32}
+    kept, logits = [], []
+    for loaded in (
+        load_tensor_parallel(ORIGINAL, None, "tiny-llava-v1.5", "transformers", **options),
+        load_pretrained_model(ORIGINAL, None, "tiny-llava-v1.5", **options),
+    ):
+        with method(loaded[1]) as trace:
+            out = loaded[1].generate(
+                ids,
+                images=images,
+                do_sample=False,
+                max_new_tokens=4,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        kept.append([stage.to_dict() for stage in trace.samples[0].stages])
+        logits.append(torch.stack(out.logits))
+    return {"kept": kept, "difference": (logits[0] - logits[1]).abs().max().item()}
+
+
 def own_heads(linear: Any, projected: Any, heads: int, head_dim: int) -> Any:
     """The mistake: what a process has is taken for all there is."""
     return projected.view(*projected.shape[:2], -1, head_dim).transpose(1, 2)
@@ -77,6 +104,8 @@ def main(out: str, *engines: Any) -> None:
         visiondrop.adapters.base.all_heads = gathered
         visiondrop.decoder.FirstDecides = decided
         found[engine]["seconds"] = time.perf_counter() - start
+    if "transformers" in engines:
+        found["original"] = original_layout()
     found["same"] = same_everywhere([3, 1 + int(os.environ["RANK"])])
     Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(found))
 

@@ -76,6 +76,14 @@ def test_control_without_the_others_heads(ranks, alone, engine):
 
 
 @pytest.mark.slow
+def test_original_layout(ranks):
+    for rank in ranks:
+        spread, whole = rank["original"]["kept"]
+        assert spread == whole and len(whole) == 4
+        assert rank["original"]["difference"] < 1e-4
+
+
+@pytest.mark.slow
 def test_numbers_of_the_first_process(ranks):
     assert [rank["same"] for rank in ranks] == [[3, 1], [3, 1]]
 
