@@ -61,7 +61,7 @@ def test_without_room_it_is_encoded_once_a_batch_and_alike(
     with counted(monkeypatch) as seen:
         without = flags(tiny_model, shared_data, tmp_path / "without", "--methods", "visiondrop")
         assert main(without) == 0
-    assert sum(seen) == 9, "batches of 3 split 4 of the 5 pictures, none of them in three"
+    assert sum(seen) == 10, "batches of 3 split each of the five pictures in two"
     answers = [(tmp_path / name / ANSWERS).read_bytes() for name in ("with", "without")]
     assert answers[0] == answers[1]
 
