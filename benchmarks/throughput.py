@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks.overhead import Stopwatch, quartiles
 from benchmarks.setting import machine
-from llava.eval.answering import RUN_CACHE_BYTES, LoadedModel, generate, in_several_batches
+from llava.eval.answering import LoadedModel, generate, run_tower_cache
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.errors import EvalError
 from llava.eval.files import write_atomically
@@ -40,7 +40,7 @@ from llava.eval.run_benchmark import POCKET
 from llava.eval.samples import Sample, batches_of
 from llava.eval.settings import RunSettings
 from llava.eval.table import markdown
-from visiondrop import Reducer, TowerCache
+from visiondrop import Reducer
 
 HEAD = ("method", "tokens", "batch", "samples/s", "quartiles", "ratio to batch 1", "quartiles")
 
@@ -77,7 +77,7 @@ def answer(
 ) -> tuple[float, list[str], float]:
     """Seconds for all samples, their texts, and the mean of visual tokens over decoder layers."""
     batches = batches_of(len(samples), batch_size)
-    towers = TowerCache(RUN_CACHE_BYTES, in_several_batches(samples, batches), hold_all=False)
+    towers = run_tower_cache(loaded.model.device, samples, batches)
     texts: list[str] = []
     with method(loaded.model, tower_cache=towers) as trace:
         stopwatch.start()

@@ -25,9 +25,9 @@ from llava.eval.settings import RunSettings, digest_of_json
 from visiondrop import TowerCache, Trace
 from visiondrop.trace import SampleTrace
 
-RUN_CACHE_BYTES = 256 * 2**20
-"""For pictures whose questions lie in several batches; one of LLaVA-1.5's takes 3.5 MB in half
-precision."""
+RUN_CACHE_BYTES = 2 * 2**30
+"""Most that a run holds of pictures whose questions lie in several batches: of LLaVA-1.5 in half
+precision, at 3.5 MB each, those of GQA or POPE."""
 PATIENCE = 8
 """So many samples may make the model raise an error before any has worked."""
 
@@ -85,7 +85,7 @@ def answer_questions(
 
     Each batch is on the disk before the next begins.  ``label`` names the run beside the progress
     bar; ``position`` is the bar's line when several processes draw one each.  A picture with
-    several questions passes the vision tower once, as long as `RUN_CACHE_BYTES` hold what comes
+    several questions passes the vision tower once, as long as `run_tower_cache` holds what comes
     between them; ``tower_cache`` is another store, that runs may share.
 
     A sample that makes the model raise an error is recorded as failed, and the others of its batch
@@ -101,8 +101,7 @@ def answer_questions(
     parent = os.getppid()
     loader = batch_loader(dataset, [store.batches[k] for k in todo], workers)
     if tower_cache is None:
-        alone = in_several_batches(store.samples, store.batches)
-        tower_cache = TowerCache(RUN_CACHE_BYTES, alone, hold_all=False)
+        tower_cache = run_tower_cache(loaded.model.device, store.samples, store.batches)
     works = any("error" not in row["metadata"] for row in store.rows())
     held: list[tuple[int, BatchAnswers, float]] = []
     bar = tqdm(total=total, initial=done, desc=label, unit="q", position=position, leave=True)
@@ -128,6 +127,18 @@ def answer_questions(
 
     if held:
         raise held[0][1].errors[0]
+
+
+def run_tower_cache(
+    device: torch.device, samples: Sequence[Sample], batches: Sequence[range]
+) -> TowerCache:
+    """The store of one run: a sixteenth of a GPU's memory at most, a quarter of the limit on a CPU.
+
+    Its size changes how often a picture is encoded, never an answer."""
+    most = RUN_CACHE_BYTES // 4
+    if device.type == "cuda":
+        most = min(RUN_CACHE_BYTES, torch.cuda.get_device_properties(device).total_memory // 16)
+    return TowerCache(most, in_several_batches(samples, batches), hold_all=False)
 
 
 def in_several_batches(samples: Sequence[Sample], batches: Sequence[range]) -> frozenset[str]:
