@@ -120,7 +120,7 @@ def answer(args: argparse.Namespace, everything: Sequence[Sample], pictures: Pic
         )
     if failed:
         print(
-            f"{len(failed)} of {len(rows)} samples failed; mend the pictures and run the same "
+            f"{len(failed)} of {len(rows)} samples failed; mend what is wrong and run the same "
             "command again to answer them",
             file=sys.stderr,
         )

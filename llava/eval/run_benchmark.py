@@ -47,6 +47,7 @@ from llava.eval.preparing import build_prompt
 from llava.eval.processes import Group, current_group
 from llava.eval.released_flags import uses_released_flags
 from llava.eval.running import Job, answer_in_group, check_runs, log_to_wandb, run_all
+from llava.eval.sharded import Shards, add_shard_flags, shards
 from llava.eval.table import Comparison, markdown_table, print_table
 from llava.eval.wandb_log import check_wandb
 
@@ -101,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
     # One of several processes, for a command that scores by itself.
     p.add_argument("--answers-only", action="store_true", help=argparse.SUPPRESS)
     add_model_flags(p, default_model=POCKET)
+    add_shard_flags(p, env("TP", 1, int), env("SHARDED_BY", "deepspeed"))
     add_answer_flags(p)
     p.set_defaults(max_new_tokens=None)  # the benchmark's own
     add_released_flags(p)
@@ -206,6 +208,8 @@ def announce(job: Job, runs: list[PlannedRun], console: Console) -> None:
     }
     if job.processes > 1:
         lines["processes"] = str(job.processes)
+    if job.shards.size > 1:
+        lines["one model"] = f"over {job.shards.size} processes, by {args.sharded_by}"
     for name, text in lines.items():
         console.print(f"{name:<10} {text}", highlight=False, soft_wrap=True)
 
@@ -224,13 +228,21 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     args.argv = argv
-    group = current_group()
+    if args.tensor_parallel > 1:
+        with shards(args) as held:
+            return answer_and_score(args, Group(), held)
+    return answer_and_score(args, current_group(), Shards())
+
+
+def answer_and_score(args: argparse.Namespace, group: Group, held: Shards) -> int:
+    """The work of this process: one of ``group``, or of those that hold one model."""
     args.device = group.device(args.device)
     job, runs, refused = prepare(args, group)
+    job.shards = held
     if args.answers_only:
         answer_in_group(job, runs)
         return EXIT_OK
-    if job.group.rank > 0:
+    if group.rank > 0 or held.follows:
         run_all(job, runs)
         return EXIT_OK
     console = Console(width=None if sys.stdout.isatty() else 130)
@@ -253,8 +265,8 @@ def main(argv: list[str] | None = None) -> int:
     failed = sum(result["failed"] for result in results)
     if failed:
         print(
-            f"{failed} samples could not be answered; mend their pictures and run the same "
-            "command again to answer them",
+            f"{failed} samples could not be answered (their answers say why); mend what is wrong and "
+            "run the same command again to answer them",
             file=sys.stderr,
         )
     return EXIT_FAILED_SAMPLES if failed else EXIT_OK
