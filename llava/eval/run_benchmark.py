@@ -265,8 +265,8 @@ def answer_and_score(args: argparse.Namespace, group: Group, held: Shards) -> in
     failed = sum(result["failed"] for result in results)
     if failed:
         print(
-            f"{failed} samples could not be answered (their answers say why); mend that and run the "
-            "same command again to answer them",
+            f"{failed} samples could not be answered (their answers say why); mend that and run "
+            "the same command again to answer them",
             file=sys.stderr,
         )
     return EXIT_FAILED_SAMPLES if failed else EXIT_OK
