@@ -177,9 +177,9 @@ def plan(
         room = [size + extra * bool(size) for size in sizes]
         if total >= sum(room):
             return False
-        weights = torch.ones(len(own), dtype=torch.float64)
+        weights = [1.0] * len(own)
         if tiles.share == "importance":
-            weights = grid.importance(view_of([own.start], None).saliency[0])
+            weights = grid.importance(view_of([own.start], None).saliency[0]).tolist()
         budgets = list(tile_budgets(total, weights, room))
     for tile, rectangle, size, budget in zip(own, rectangles, sizes, budgets, strict=True):
         if size and budget != 0:

@@ -5,19 +5,20 @@ tiles, how the tiles share it, and what becomes of newlines and padding.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from visiondrop.functional.anyres_layout import TileGrid
-from visiondrop.functional.crops import quotas
 from visiondrop.merging import Reduction
 
 __all__ = ["PictureChoice", "Tiles", "tile_budgets"]
+
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,25 @@ class PictureChoice:
     finish: Callable[[list[Tensor], Tensor], tuple[list[Tensor], Tensor]] | None = None
 
 
-def tile_budgets(total: int, weights: Tensor, room: Sequence[int]) -> list[int]:
-    """`total` tokens shared among tiles by `weights` [T], none above its `room`.
+def tile_budgets(total: int, weights: Sequence[float], room: Sequence[int]) -> list[int]:
+    """`total` tokens shared among tiles in proportion to `weights`, none above its `room`.
 
-    What rounding leaves goes to the heaviest tiles, and so does what a full tile cannot take.
+    Tiles whose share would not fit are filled, and the others share the rest. Shares are rounded
+    down; what that leaves goes, one each, to the largest remainders (among equals to the first).
     """
-    size = torch.tensor([list(room)])
-    return quotas(weights[None].cpu(), size, min(total, sum(room)))[0].tolist()
+    given, open_ = [0] * len(room), [t for t in range(len(room)) if room[t]]
+    left = min(total, sum(room))
+    while left and open_:
+        whole = sum(weights[t] for t in open_)
+        part = {t: left * weights[t] / whole if whole else left / len(open_) for t in open_}
+        full = [t for t in open_ if part[t] >= room[t]]
+        if not full:
+            floor = {t: math.floor(part[t] + ROUNDING) for t in open_}
+            order = sorted(open_, key=lambda t: -round(part[t] - floor[t], 9))
+            more = order[: left - sum(floor.values())]
+            return [floor.get(t, given[t]) + (t in more) for t in range(len(room))]
+        for t in full:
+            given[t] = room[t]
+        left -= sum(room[t] for t in full)
+        open_ = [t for t in open_ if t not in full]
+    return given

@@ -24,8 +24,8 @@ class HiRED(PictureBudget):
     A picture of one tile (LLaVA-1.5), as released: score_j = sum over heads of
     softmax(q_CLS K^T / sqrt(d))_j in the layer that makes the features; the best
     int(n * token_budget_rate) of n patches stay, in spatial order. That is FasterVLM's choice; what
-    HiRED adds, a budget for each partition (`partition_budgets`), needs any-resolution pictures,
-    which the mechanism does not run yet.
+    HiRED adds, a budget for each partition (`partition_budgets`), is for any-resolution pictures,
+    on which this class does not run yet.
 
     Args:
         tokens: patches kept; `HiRED.from_rate` takes the released code's `token_budget_rate`, whose
