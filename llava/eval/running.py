@@ -25,6 +25,7 @@ from llava.eval.processes import Group, launch, share
 from llava.eval.result import build_result, read_result, write_result
 from llava.eval.samples import Sample, batches_of
 from llava.eval.settings import RunSettings
+from llava.eval.sharded import Shards
 from llava.eval.wandb_log import LoggedRun, log_run
 from visiondrop import TowerCache
 
@@ -45,6 +46,7 @@ class Job:
     out: Path
     processes: int = 1
     group: Group = field(default_factory=Group)
+    shards: Shards = field(default_factory=Shards)
     tower_cache: TowerCache | None = None
     scores: dict[str, list[list[float]]] = field(default_factory=dict)
     """Cell -> for each of its seeds the score (0 to 1) of every question."""
@@ -108,6 +110,9 @@ class Job:
         position: int = 0,
     ) -> None:
         """Answer what is open of a run, in this process."""
+        if self.shards.size > 1:
+            wanted = range(len(store.batches)) if batches is None else batches
+            batches = self.shards.same(sorted(set(store.todo) & set(wanted)))
         if not set(store.todo) & set(range(len(store.batches)) if batches is None else batches):
             return
         settings = store.settings
@@ -157,6 +162,8 @@ class Job:
         result["label"], result["cell"], result["budget"] = run.label, run.cell, run.budget
         result["processes"] = [{"rank": r, "computed": n} for r, n in enumerate(computed)]
         result["near_ties"] = near_ties(store.samples, store.margins())
+        if self.shards.size > 1:
+            result["tensor_parallel"] = self.shards.size
         if run.moved:
             result["layers"] = list(run.moved)
         self.scores.setdefault(run.cell, []).append(scores.per_sample)
@@ -204,6 +211,8 @@ def run_all(
                 if reason is not None:
                     if refused is not None:
                         refused.append(Refusal(run.label, run.budget and run.tokens, reason))
+                    continue
+                if job.shards.follows:
                     continue
                 result = job.finish(run, store)
             cells.setdefault(run.cell, []).append(result)

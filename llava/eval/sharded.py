@@ -53,6 +53,7 @@ def add_shard_flags(parser: argparse.ArgumentParser, processes: int, engine: str
         choices=ENGINES,
         help="deepspeed (AutoTP) or transformers (tp_plan, reads a share of the weights each)",
     )
+    group.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher
 
 
 @contextlib.contextmanager
@@ -69,8 +70,8 @@ def shards(args: argparse.Namespace) -> Iterator[Shards]:
         )
     if args.nproc not in (None, 1):
         raise EvalError(
-            f"--nproc {args.nproc} with --tensor-parallel {count}: one model is held by all "
-            "processes; leave NPROC out, and share questions out with one OUT and LIMIT each"
+            f"--nproc {args.nproc} with --tensor-parallel {count}: all processes hold one model "
+            "between them and answer every batch together; leave NPROC out"
         )
     if args.load_8bit or args.load_4bit:
         raise EvalError("--load-8bit and --load-4bit do not go with --tensor-parallel")
