@@ -42,8 +42,11 @@ def human(size: int | None) -> str:
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Only one run at a time writes below ``root``; EvalError for a second one."""
-    root.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(root / LOCK)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(root / LOCK)
+    except OSError as error:
+        raise EvalError(f"cannot write to {root} ({error}); choose another --root") from None
     if lock is None:
         raise EvalError(
             f"another run is preparing data in {root}; wait for it, or choose another --root"

@@ -10,7 +10,6 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from llava.data.convert import ROSETTA
 from llava.data.registry import SOURCES
@@ -109,9 +108,3 @@ def contents() -> dict[str, bytes]:
 
 def resources() -> list[Resource]:
     return [resource for source in SOURCES.values() for resource in source.resources]
-
-
-def paths() -> dict[str, bytes]:
-    """By the path of the official address, as a mirror has them."""
-    by_file = contents()
-    return {urlsplit(r.url).path: by_file[r.file] for r in resources() if r.file in by_file}

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import signal
-import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,11 +15,11 @@ import pytest
 from llava.data import prepare, unpack
 from llava.data.prepare import main
 from llava.data.registry import SOURCES
-from llava.data.sources import Resource, Source
-from llava.eval.benchmarks import BENCHMARKS, get_benchmark
+from llava.data.sources import Resource
+from llava.eval.benchmarks import get_benchmark
 from llava.eval.errors import EXIT_USAGE, run_main
 from llava.eval.files import take_lock
-from tests.data.official import SAMPLES, contents, paths, resources, zip_of
+from tests.data.official import SAMPLES, contents, resources, zip_of
 from tests.data.server import Answer, Site
 
 EVERY = [*((name, None) for name in SOURCES), ("vizwiz", "test")]
@@ -313,38 +310,7 @@ def test_list(run):
     assert status == 0 and all(f"{name}: " in said for name in SOURCES)
 
 
-# --- the entries ---------------------------------------------------------------------------------
-
-
-def every() -> Iterator[tuple[Source, Resource]]:
-    return ((source, resource) for source in SOURCES.values() for resource in source.resources)
-
-
-def test_there_is_an_entry_for_every_benchmark():
-    assert list(SOURCES) and set(SOURCES) == set(BENCHMARKS)
-    for name, source in SOURCES.items():
-        for split in source.splits:
-            assert get_benchmark(name, split).split == split
-            assert source.resources_of(split)
-
-
-def test_entries_are_well_formed():
-    addresses: dict[str, str] = {}
-    for source, resource in every():
-        assert addresses.setdefault(resource.file, resource.url) == resource.url
-        assert resource.url.startswith("https://") or resource.summed, resource.url
-        assert resource.summed == bool(resource.sum_from)
-        for value, length in ((resource.sha256, 64), (resource.md5, 32)):
-            assert value is None or (len(value) == length and int(value, 16))
-        assert resource.size is None or resource.summed
-        assert set(resource.splits) <= set(source.splits)
-        uses = [resource.place, resource.members, resource.pictures, resource.trees]
-        assert any(uses) and (resource.place is None or not any(uses[1:]))
-    mirrored = [urlsplit(url).path for url in addresses.values()]
-    assert len(set(mirrored)) == len(mirrored)  # one mirror can stand for all hosts
-
-
-def test_the_miniature_files_are_at_the_official_paths(official):
-    assert set(official) <= {resource.file for _, resource in every()}
-    assert len(paths()) == len(official)
-    zipfile.ZipFile(io.BytesIO(official["val2014.zip"])).testzip()
+def test_a_root_that_cannot_be_written_to(tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"")
+    assert run_main(main, ["mmvet", "--root", str(tmp_path / "file" / "x")]) == EXIT_USAGE
+    assert "choose another --root" in capsys.readouterr().err
