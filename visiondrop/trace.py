@@ -257,5 +257,10 @@ class Trace:
         """Draw what was kept, merged and dropped at each stage over `image` (PIL) to a PNG."""
         from visiondrop.draw import draw_sample
 
+        if any(self.samples[sample].grids):
+            raise ValueError(
+                "this sample has an any-resolution picture, whose tiles cannot be drawn yet; "
+                "samples[i].stages and grids[i].locate(token) say what was kept"
+            )
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         draw_sample(self.samples[sample], image, self.grid).save(path)

@@ -45,6 +45,7 @@ from visiondrop.methods.vista import Vista
 from visiondrop.methods.vmtc_cmai import VmtcCmai
 from visiondrop.methods.yopo import Yopo
 from visiondrop.reducer import Reducer
+from visiondrop.tiles import Tiles
 
 __all__ = ["METHODS", "Full", "Random", "Uniform", "VisionDrop", "build_method"]
 
@@ -106,7 +107,7 @@ def build_method(
         tokens: the number of visual tokens; None takes the method's default.
         model: the model or its configuration, for its sizes; or give `geometry`.
         args: fields of the method by name, as typed; lists and numbers are read as JSON, never
-            evaluated.
+            evaluated. "tiles.budget" and the like are options of `Reducer.on_tiles`.
         budget: what `tokens` means: the true mean over decoder layers ("average"), or what the
             method's paper calls its budget ("nominal").
 
@@ -122,7 +123,12 @@ def build_method(
         geometry = geometry_of(model)
     if budget not in typing.get_args(Budgeting):
         raise ValueError(f"budget={budget!r}; possible: 'average', 'nominal'")
-    fields = parse_fields(cls, args or {})
+    args = dict(args or {})
+    tiles = {key[6:]: args.pop(key) for key in list(args) if key.startswith("tiles.")}
+    if unknown := sorted(set(tiles) - {f.name for f in dataclasses.fields(Tiles)}):
+        known = ", ".join(f"tiles.{f.name}" for f in dataclasses.fields(Tiles))
+        raise ValueError(f"unknown argument tiles.{unknown[0]}; there are: {known}")
+    fields = parse_fields(cls, args)
     staged = {"encoder", "llm"} & set(fields)
     method: Reducer
     if preset:
@@ -145,6 +151,7 @@ def build_method(
             has_cls=geometry.has_cls,
             **fields,
         )
+    method = method.on_tiles(**tiles) if tiles else method
     method.check(geometry)
     return method
 
