@@ -79,15 +79,29 @@ class Scorer:
             h = vision_features(self.model.model.vision_tower, pixels, grid)[:, 1:]
             return self.model.model.multi_modal_projector(h)
 
-    @torch.inference_mode()
     def right(self, feats: Tensor, rows: list[dict]) -> list[bool]:
-        """One picture's features (n, width) and its questions -> which greedy answers are exact."""
+        """One picture's features (n, width) and its questions -> which greedy answers are exact.
+
+        A row whose ``picture`` is False is asked without the picture."""
+        out = [False] * len(rows)
+        for shown in (True, False):
+            some = [i for i, r in enumerate(rows) if r.get("picture", True) is shown]
+            if some:
+                got = self._right(feats if shown else feats[:0], [rows[i] for i in some], shown)
+                for i, ok in zip(some, got, strict=True):
+                    out[i] = ok
+        return out
+
+    @torch.inference_mode()
+    def _right(self, feats: Tensor, rows: list[dict], shown: bool) -> list[bool]:
+        # Without a picture the prompt's last space belongs to the first word.
+        prefix, lead = (self.prefix, "\n") if shown else (self.prefix[:-1], " ")
         ids: list[int] = []
         target: list[int] = []
         pos: list[int] = []
         seg: list[int] = []
         for i, r in enumerate(rows):
-            ask = self.tok(f"\n{r['prompt']} ASSISTANT:", add_special_tokens=False).input_ids
+            ask = self.tok(f"{lead}{r['prompt']} ASSISTANT:", add_special_tokens=False).input_ids
             ans = self.tok(f" {r['answer']}", add_special_tokens=False).input_ids
             ans = [*ans, self.tok.eos_token_id]
             ids += ask + ans
@@ -96,8 +110,8 @@ class Scorer:
             seg += [i] * (len(ask) + len(ans))
         lm = self.model.model.language_model
         t = torch.tensor([ids, target, pos, seg], device=self.device)
-        x = torch.cat([lm.embed_tokens(self.prefix), feats.float(), lm.embed_tokens(t[0])])[None]
-        shared = len(self.prefix) + feats.shape[0]
+        x = torch.cat([lm.embed_tokens(prefix), feats.float(), lm.embed_tokens(t[0])])[None]
+        shared = len(prefix) + feats.shape[0]
         where = torch.cat([torch.arange(shared, device=self.device), shared + t[2]])[None]
         with torch.autocast(self.device.type, torch.bfloat16):
             h = decoder_states(lm, x, where, t[3][None], shared)

@@ -23,6 +23,7 @@ from .pocket_loss import Pocket
 from .pocket_model import SHAPES, export, grow, make_model, make_tokenizer
 from .pocket_phases import CURRICULA
 from .pocket_pool import Local, Pool, Stats, add
+from .pocket_words import introduce
 
 
 def make_optimizer(model: torch.nn.Module, lr: float, kind: str) -> list[torch.optim.Optimizer]:
@@ -124,9 +125,9 @@ class Run:
 def summary(sums: dict[str, float], seen: int) -> dict[str, object]:
     """Means over the steps seen; of the answers, the share of right tokens for each type."""
     out: dict[str, object] = {k: round(x / seen, 5) for k, x in sums.items() if "/" not in k}
-    kinds = [k.split("/")[1] for k in sums if k.startswith("n/")]
+    kinds = [k.split("/")[1] for k in sums if k.startswith("n/") and sums[k]]
     if kinds:
-        out["right"] = {k: round(sums["right/" + k] / max(sums["n/" + k], 1), 4) for k in kinds}
+        out["right"] = {k: round(sums["right/" + k] / sums["n/" + k], 4) for k in kinds}
     return out
 
 
@@ -147,6 +148,12 @@ def train(run: Run, args: argparse.Namespace) -> bool:
         phase = phases[run.phase]
         if run.step == 0 and run.phase and phases[run.phase - 1].stride > phase.stride:
             grow(run.model.llava)
+        if run.step == 0 and phase.forms and not (run.phase and phases[run.phase - 1].forms):
+            introduce(run.model.llava, run.tokenizer)
+        if run.step == 0 and phase.scale != 1:
+            with torch.no_grad():
+                for p in run.model.llava.model.multi_modal_projector.linear_2.parameters():
+                    p.mul_(phase.scale)
         sums: Stats = {}
         seen, clock = 0, time.time()
         for stats in source.steps(phase, run.phase, seed, run.step):

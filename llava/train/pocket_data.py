@@ -7,6 +7,8 @@ third of the segments hold a second round after the first.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,16 +16,20 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from playground.pocket import vocabulary as v
+from playground.pocket.asking import Asked
 from playground.pocket.labels import HEADS, cls_target, dense_labels
-from playground.pocket.questions import SUFFIX, TYPES, Question, all_questions, reference_line
+from playground.pocket.questions import Question, all_questions
 from playground.pocket.render import render
-from playground.pocket.scene import make_scene
+from playground.pocket.scene import Scene, make_scene
+from playground.pocket.sets import FORMS, vizwiz
 
+from .pocket_lessons import PROBES, Lesson, Teacher, choose
 from .pocket_model import SYSTEM
 
 IGNORE = -100
-MAX_ROWS = 20  # answer tokens of a picture whose attention is watched
+MAX_ROWS = 36  # rows of a picture whose attention is watched, of each kind
+FORMS_EACH = 5  # forms that are asked about one picture
+EACH = {"pope": 7, "gqa": 7, "mme": 7, "mmbench": 4, "mmbench_cn": 4, "sqa": 4, "mmvet": 3}
 TRAIN_SEED = 1_000_000  # the sample sets use seeds below this
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
@@ -49,7 +55,11 @@ class Phase:
     lr: float = 1.0  # multiplies the base rate
     stride: int = 1  # 2: every second decoder layer is left out (it writes zeros until it is used)
     reference: float = 0.3  # share of questions with TextVQA's line of reference OCR tokens
-    decay: bool = False  # linear to 5 % over this phase
+    decay: bool = False  # linear to 3 % over this phase
+    frozen: bool = False  # the vision tower stays as it is, and no dense labels are learned
+    forms: tuple[tuple[str, float], ...] = ()  # shares of the benchmarks' forms; () is TextVQA's
+    scale: float = 1.0  # what the projector's output is multiplied by as the phase begins
+    spoilt: float = 0.0  # share of blurred pictures, whose questions have no answer
 
 
 def _choose(
@@ -80,94 +90,96 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
         self, phase: Phase, index: int, seed: int, tokenizer: PreTrainedTokenizerFast
     ) -> None:
         self.phase, self.index, self.seed = phase, index, seed
-        self.tok = tokenizer
+        self.pad = tokenizer.pad_token_id
         self.prefix = tokenizer(SYSTEM + " USER: ").input_ids
-        self.space = tokenizer(" ", add_special_tokens=False).input_ids[0]
-        self._memo: dict[str, list[int]] = {}
-        # The word of a question that says what to look for.
-        words = {"shape": v.COLORS, "count": v.PLURALS.values()}
-        words |= dict.fromkeys(("letter", "number", "word"), v.COLORS)
-        words |= dict.fromkeys(("color", "exist"), v.SHAPES)
-        words |= dict.fromkeys(("place_color", "place_shape"), ("corner",))
-        self.keys = {t: {self.ids(" " + w)[0] for w in found} for t, found in words.items()}
+        self.teacher = Teacher(tokenizer, IGNORE)
 
     def __len__(self) -> int:
         return self.phase.steps * self.phase.micro
 
-    def ids(self, text: str) -> list[int]:
-        if text not in self._memo:
-            if len(self._memo) > 50_000:
-                self._memo.clear()
-            self._memo[text] = self.tok(text, add_special_tokens=False).input_ids
-        return self._memo[text]
+    def _lessons(
+        self, scene: Scene, spoilt: bool, rng: np.random.Generator
+    ) -> list[Callable[[bool], Lesson]]:
+        """The picture's questions in random order, to be put first or second in a conversation."""
 
-    def _round(
-        self, q: Question, first: bool, rng: np.random.Generator
-    ) -> tuple[list[int], list[int], list[int]]:
-        """Tokens, labels and, where the answer's own tokens stand, the question's type."""
-        lead = "\n" if first else "USER: "
-        ids = self.ids(lead + q.text)
-        if rng.random() < self.phase.reference:
-            ids = ids + self.ids("\n" + reference_line(rng))
-        ids = ids + self.ids("\n" + SUFFIX + " ASSISTANT:")
-        answer = [*self.ids(" " + q.answer), self.tok.eos_token_id]
-        kind = [-1 if t == self.space else TYPES.index(q.type) for t in answer[:-1]] + [-1]
-        blind = [-1] * len(ids)
-        return ids + answer, [IGNORE] * len(ids) + answer, blind + kind
+        def textvqa(q: Question) -> Callable[[bool], Lesson]:
+            line = rng.random() < self.phase.reference
+            return lambda first: self.teacher.textvqa(q, scene, first, line, rng)
 
-    def _pack(self, questions: list[Question], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        n = self.phase.text_len
-        ids = np.full(n, self.tok.pad_token_id, np.int64)
+        def of_form(name: str, q: Asked) -> Callable[[bool], Lesson]:
+            return lambda first: self.teacher.of_form(name, q, scene, first)
+
+        if spoilt:
+            found = choose(FORMS["vizwiz"](scene, rng), 6, rng)
+            return [of_form("vizwiz", vizwiz.blurred(q)) for q in found]
+        out: list[Callable[[bool], Lesson]] = []
+        if not self.phase.forms:
+            chosen = _choose(all_questions(scene, rng), dict(self.phase.quota), rng)
+            return [textvqa(q) for q in chosen]
+        names = [name for name, _ in self.phase.forms]
+        share = np.array([share for _, share in self.phase.forms], float)
+        taken = rng.choice(len(names), min(FORMS_EACH, len(names)), False, share / share.sum())
+        for name in (names[int(i)] for i in taken):
+            if name == "textvqa":
+                chosen = _choose(all_questions(scene, rng), dict(self.phase.quota), rng)
+                out += [textvqa(q) for q in chosen[:7]]
+            else:
+                found = FORMS[name](scene, rng)
+                if self.phase.grid < 24:  # a window's quarters are not the picture's
+                    found = [q for q in found if not re.search("quarter of|哪个部分", q.text)]
+                asked = choose(found, EACH.get(name, 5), rng)
+                out += [of_form(name, q) for q in asked]
+        return [out[int(i)] for i in rng.permutation(len(out))]
+
+    def _pack(
+        self, lessons: list[Callable[[bool], Lesson]], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        n, p, patches = self.phase.text_len, len(self.prefix), self.phase.grid**2
+        ids = np.full(n, self.pad, np.int64)
         labels = np.full(n, IGNORE, np.int64)
         pos, seg, kind = np.zeros(n, np.int64), np.full(n, -1, np.int64), np.full(n, -1, np.int64)
-        region = np.zeros((MAX_ROWS, self.phase.grid**2), bool)
-        rows = np.zeros(MAX_ROWS, np.int64)
-        key_region = np.zeros_like(region)
-        key_rows = np.zeros(MAX_ROWS, np.int64)
-        row_key = np.full(MAX_ROWS, -1, np.int64)  # the key word's row, for each of ``rows``
-        # Where there is no evidence, rows look at the prompt instead of the picture.
-        sink, key_sink = np.zeros(MAX_ROWS, bool), np.zeros(MAX_ROWS, bool)
-        row = key = 0
-        at, number, queue = 0, 0, list(questions)
+        blind = np.zeros(n, bool)
+        rows = {k: np.zeros(MAX_ROWS, np.int64) for k in PROBES}
+        wanted = {k: np.zeros((MAX_ROWS, p + patches + n), bool) for k in PROBES}
+        used = dict.fromkeys(PROBES, 0)
+        places = np.full((MAX_ROWS, 3), -1, np.float32)  # row, x and y; -1 is none
+        placed = 0
+        at, number, queue = 0, 0, list(lessons)
         while queue:
-            asked = [queue.pop(0)]
-            if queue and rng.random() < 0.2:
-                asked.append(queue.pop(0))
-            chain = [self._round(q, i == 0, rng) for i, q in enumerate(asked)]
-            toks, labs, kinds = ([t for c in chain for t in c[k]] for k in range(3))
-            if at + len(toks) > n:
+            rounds = [queue.pop(0)(True)]
+            if queue and rounds[0].picture and rng.random() < 0.2:
+                second = queue.pop(0)(False)
+                rounds += [second] if second.picture else []
+            size = sum(len(x.ids) for x in rounds)
+            if at + size > n:
                 continue
-            part = slice(at, at + len(toks))
-            ids[part], labels[part], kind[part], seg[part] = toks, labs, kinds, number
-            pos[part] = np.arange(len(toks))
-            owners = [q for q, c in zip(asked, chain, strict=True) for _ in c[0]]
-            where: dict[int, int] = {}
-            for j, (owner, token) in enumerate(zip(owners, toks, strict=True)):
-                if token in self.keys[owner.type] and key < MAX_ROWS and labs[j] == IGNORE:
-                    where[id(owner)] = key_rows[key] = at + j
-                    key_region[key, list(owner.evidence)] = True
-                    key_sink[key] = not owner.evidence
-                    key += 1
-            for j, (owner, answers) in enumerate(zip(owners, kinds, strict=True)):
-                if answers >= 0 and row < MAX_ROWS:  # the row before an answer's token predicts it
-                    rows[row] = at + j - 1
-                    row_key[row] = where.get(id(owner), -1)
-                    region[row, list(owner.evidence)] = True
-                    sink[row] = not owner.evidence
-                    row += 1
-            at, number = at + len(toks), number + 1
-        out = {
-            "ids": ids,
-            "labels": labels,
-            "pos": pos,
-            "seg": seg,
-            "kind": kind,
-            "rows": rows,
-            "region": region,
-            "key_rows": key_rows,
-            "key_region": key_region,
-        }
-        out |= {"row_key": row_key, "sink": sink, "key_sink": key_sink}
+            pos[at : at + size] = np.arange(size)
+            seg[at : at + size] = number
+            for x in rounds:
+                part = slice(at, at + len(x.ids))
+                ids[part], labels[part], kind[part] = x.ids, x.labels, x.kinds
+                blind[part] = not x.picture
+                for probe, looks in x.looks.items():
+                    for row, targets in looks:
+                        if used[probe] == MAX_ROWS:
+                            break
+                        rows[probe][used[probe]] = at + row
+                        want = wanted[probe][used[probe]]
+                        for where, k in targets:
+                            if where == "prompt":
+                                want[:p] = True
+                            else:
+                                want[p + k if where == "picture" else p + patches + at + k] = True
+                        used[probe] += 1
+                for row, px, py in x.places[: MAX_ROWS - placed]:
+                    places[placed] = at + row, px, py
+                    placed += 1
+                at += len(x.ids)
+            number += 1
+        out: dict[str, np.ndarray] = {"ids": ids, "labels": labels, "pos": pos, "seg": seg}
+        out |= {"kind": kind, "blind": blind, "places": places}
+        for name in PROBES:
+            out |= {f"{name}/rows": rows[name], f"{name}/want": wanted[name]}
         return out
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
@@ -188,12 +200,14 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
                 few=np.random.default_rng([*key, 7005]).random() < ph.few,
             )
             picture = render(scene, 84 if rng.random() < 0.3 else None)
-            item = {"pixels": picture, "cls": cls_target(scene), **dense_labels(scene)}
+            spoilt = rng.random() < self.phase.spoilt
+            item = {"pixels": vizwiz.spoil(picture) if spoilt else picture}
+            if not ph.frozen:
+                item |= {"cls": cls_target(scene), **dense_labels(scene)}
             grid = np.arange(576).reshape(24, 24)
             item["grid_ids"] = grid[y : y + ph.grid, x : x + ph.grid].reshape(-1)
             if ph.text_len:
-                chosen = _choose(all_questions(scene, rng), dict(ph.quota), rng)
-                item |= self._pack(chosen, rng)
+                item |= self._pack(self._lessons(scene, spoilt, rng), rng)
             items.append(item)
         batch = {k: torch.from_numpy(np.stack([it[k] for it in items])) for k in items[0]}
         rng = np.random.default_rng([TRAIN_SEED + self.seed, self.index, step, part, 7004])

@@ -72,14 +72,17 @@ class Probe:
 
 def decoder_states(
     decoder: Any, embeds: Tensor, positions: Tensor, segments: Tensor, shared: int,
-    stride: int = 1, probes: tuple[Probe, ...] = (),
+    stride: int = 1, probes: tuple[Probe, ...] = (), blind: Tensor | None = None, prompt: int = 0,
+    taps: dict[int, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """(b, n - shared, width): final states of the text rows of a Llama decoder.
 
     The first ``shared`` rows (prompt and picture) are causal among themselves; each row after
     them belongs to a segment of ``segments`` (b, n - shared), -1 for padding, and sees the shared
     rows and the earlier rows of its own segment. ``positions`` is (b, n). ``stride`` 2 leaves out
-    every second layer, which is exact while these write zeros (see ``make_model``).
+    every second layer, which is exact while these write zeros (see ``make_model``). Rows that are
+    ``blind`` (b, n - shared) see the first ``prompt`` rows alone of the shared ones. ``taps`` gets
+    the states (b, n, width) behind the layers that are its keys.
     """
     b, n, width = embeds.shape
     m = n - shared
@@ -90,6 +93,8 @@ def decoder_states(
     own = (segments[:, None, :] == segments[:, :, None]).tril()
     text = torch.zeros(b, 1, m, n, dtype=low, device=dev)
     text[:, 0, :, shared:].masked_fill_(~own, off)
+    if blind is not None:
+        text[:, 0, :, prompt:shared].masked_fill_(blind[:, :, None], off)
     cos, sin = (t.to(low) for t in decoder.rotary_emb(embeds, positions))
     x = embeds
     for i, layer in list(enumerate(decoder.layers))[::stride]:
@@ -111,4 +116,6 @@ def decoder_states(
         )
         x = x + a.o_proj(z.transpose(1, 2).reshape(b, n, -1))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
+        if taps is not None and i in taps:
+            taps[i] = x
     return decoder.norm(x[:, shared:])

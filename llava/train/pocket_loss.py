@@ -13,28 +13,49 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from playground.pocket import vocabulary as v
 from playground.pocket.labels import CLS_SIZE, HEADS
-from playground.pocket.questions import TYPES
 
 from .pocket_data import IGNORE, Phase, normalize
 from .pocket_forward import Probe, decoder_states, vision_features
+from .pocket_lessons import KINDS, PROBES
 
-# Where attention is supervised: a question's key word looks at what it names, the rows that
-# predict the answer look at the key word (heads 2 and 3) and at what the question asks for.
-KEY_LAYERS, POINT_LAYERS, LOOK_LAYERS = (2, 4), (4, 8), (6, 10)
+# Where attention is supervised (see `pocket_lessons`): layers and the first of two heads.
+WATCHED = {
+    "bind": ((0, 1), 2),
+    "key": ((2, 4), 0),
+    "point": ((4, 8), 2),
+    "answer": ((6, 10), 0),
+    "letter": ((5, 7), 2),
+    "option": ((12, 14), 2),
+}
 
 
-def look_loss(probe: Probe, wanted: Tensor, start: int) -> Tensor:
+def look_loss(probe: Probe, wanted: Tensor) -> Tensor:
     """Minus log of the attention that the watched rows pay to the rows wanted.
 
-    wanted: (b, rows, k) bool, over the k rows from row ``start`` on; all False does not count.
+    wanted: (b, rows, n) bool; all False does not count.
     """
     some = wanted.any(-1)
     loss = torch.zeros((), device=wanted.device)
     for seen in probe.seen:
-        mass = (seen[..., start : start + wanted.shape[-1]] * wanted[:, None]).sum(-1)
+        mass = (seen * wanted[:, None]).sum(-1)
         logs = mass.transpose(1, 2)[some].clamp(min=1e-5).log()
         loss = loss - logs.sum() / max(logs.numel(), 1)
     return loss / max(len(probe.seen), 1)  # a shallow model has fewer layers to watch
+
+
+DIRECTIONS = ("right", "below", "left", "above")
+# Behind these layers patches say where they are, and key words where the thing is they name.
+PATCH_LAYER, PLACE_LAYER = 1, 4
+
+
+def patch_places(batch: dict[str, Tensor], n: int) -> Tensor:
+    """(b, n, 3): row, x and y of each patch; none where patches are numbered without gaps, so that
+    their positions do not tell where they are."""
+    grid = batch["grid_ids"]
+    row = torch.arange(n, device=grid.device).expand_as(grid)
+    known = batch["stretch"] | (n == 576)
+    x, y = (grid % 24 + 0.5) / 24, (grid // 24 + 0.5) / 24
+    return torch.stack([torch.where(known, row, -1), x, y], dim=-1).float()
 
 
 class Pocket(nn.Module):
@@ -55,9 +76,11 @@ class Pocket(nn.Module):
             for k, words in names.items()
         }
         self.llava = llava
+        one = [tokenizer(f" {w}", add_special_tokens=False).input_ids[0] for w in DIRECTIONS]
+        self.directions = torch.tensor(one)
         # Of each question's answer the whole counts about one; spaces and ends (-1) little.
         share = {"word": 0.3, "number": 0.5, "place_color": 2.0, "place_shape": 2.0}
-        self.weights = torch.tensor([share.get(t, 1.0) for t in TYPES] + [0.05])
+        self.weights = torch.tensor([share.get(t, 1.0) for t in KINDS] + [0.05])
         width = llava.config.vision_config.hidden_size
         self.heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in HEADS.items()})
         self.norm = nn.LayerNorm(width)
@@ -79,8 +102,9 @@ class Pocket(nn.Module):
         return loss
 
     def text_loss(
-        self, image: Tensor, batch: dict[str, Tensor], stride: int, probes: tuple[Probe, ...] = ()
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, image: Tensor, batch: dict[str, Tensor], stride: int, probes: tuple[Probe, ...] = (),
+        taps: dict[int, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Cross entropy of the answers; which of their tokens are right; the type of each."""
         model = self.llava.model
         b, n = image.shape[:2]
@@ -93,8 +117,13 @@ class Pocket(nn.Module):
         grid = torch.where(batch["stretch"], batch["grid_ids"], dense)
         span = torch.where(batch["stretch"], 576, n)
         head = torch.cat([torch.arange(p, device=dev).expand(b, -1), p + grid], dim=1)
-        pos = torch.cat([head, p + span + batch["pos"]], dim=1)
-        out = decoder_states(model.language_model, x, pos, batch["seg"], p + n, stride, probes)
+        blind = batch["blind"]
+        # Without a picture the prompt's last space belongs to the first word of the question.
+        pos = torch.cat([head, torch.where(blind, p - 1, p + span) + batch["pos"]], dim=1)
+        out = decoder_states(
+            model.language_model, x, pos, batch["seg"], p + n, stride, probes, blind, p - 1,
+            taps,
+        )  # fmt: skip
         target = batch["labels"][:, 1:]
         where = target != IGNORE
         logits = self.llava.lm_head(out[:, :-1][where]).float()
@@ -104,11 +133,20 @@ class Pocket(nn.Module):
         weight = self.weights.to(dev)[kind]
         return (each * weight).sum() / weight.sum().clamp(min=1e-6), right, kind
 
-    def forward(self, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
-        h = vision_features(
-            self.llava.model.vision_tower, normalize(batch["pixels"]), batch["grid_ids"]
-        )
-        out: dict[str, Tensor] = {}
+    def place_loss(self, states: Tensor, places: Tensor) -> Tensor:
+        """States (b, n, width), read as words, say how far right and how far down (see ``places``)
+        what they stand for is: "right" against "left", "below" against "above"."""
+        some = places[..., 0] >= 0
+        if not some.any():
+            return states.new_zeros((), dtype=torch.float32)
+        at = places[..., 0].clamp(min=0).long()
+        rows = states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))[some]
+        words = self.llava.lm_head.weight[self.directions.to(rows.device)]
+        said = (self.llava.model.language_model.norm(rows) @ words.to(rows.dtype).T).float()
+        return F.binary_cross_entropy_with_logits(said[:, :2] - said[:, 2:], places[some][:, 1:])
+
+    def dense_loss(self, h: Tensor, batch: dict[str, Tensor], out: dict[str, Tensor]) -> Tensor:
+        """What patches and CLS of the features (b, 1 + n, width) show; measures go to ``out``."""
         y = self.norm(h)
         dense = h.new_zeros((), dtype=torch.float32)
         for k, head in self.heads.items():
@@ -123,38 +161,41 @@ class Pocket(nn.Module):
             out["acc_" + k] = right.float().sum() / some.sum().clamp(min=1)
         cls = F.binary_cross_entropy_with_logits(self.cls_head(y[:, 0]).float(), batch["cls"])
         out["dense"], out["cls"] = dense.detach(), cls.detach()
-        loss = phase.dense * (dense + 3.0 * cls)
+        return dense + 3.0 * cls
+
+    def forward(self, batch: dict[str, Tensor], phase: Phase) -> dict[str, Tensor]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not phase.frozen):
+            h = vision_features(
+                self.llava.model.vision_tower, normalize(batch["pixels"]), batch["grid_ids"]
+            )
+        out: dict[str, Tensor] = {}
+        loss = h.new_zeros((), dtype=torch.float32)
+        if not phase.frozen:
+            loss = self.dense_loss(h, batch, out) * phase.dense
         if phase.text_len:
             image = self.llava.model.multi_modal_projector(h[:, 1:])
             if phase.align:
                 align = self.align_loss(image, batch)
                 out["align"] = align.detach()
                 loss = loss + phase.align * align
-            probes: dict[str, tuple[Probe, Tensor, int]] = {}
-            p, n = len(batch["prefix"]), image.shape[1]
+            probes: dict[str, Probe] = {}
             if phase.look:
-                own = torch.arange(batch["ids"].shape[1], device=h.device)
-                pointed = batch["row_key"][..., None] == own
-                rows = batch["rows"]
-                shown, key_shown = (
-                    torch.cat(
-                        [batch[k + "sink"][..., None].expand(-1, -1, p), batch[k + "region"]], 2
-                    )
-                    for k in ("", "key_")
-                )
-                probes = {
-                    "look_key": (Probe(batch["key_rows"], KEY_LAYERS), key_shown, 0),
-                    "look_point": (Probe(rows, POINT_LAYERS, 2), pointed, p + n),
-                    "look_answer": (Probe(rows, LOOK_LAYERS), shown, 0),
-                }
-            watch = tuple(x[0] for x in probes.values())
-            text, right, kind = self.text_loss(image, batch, phase.stride, watch)
-            for name, (probe, wanted, start) in probes.items():
-                look = look_loss(probe, wanted, start)
-                out[name] = look.detach()
+                probes = {k: Probe(batch[k + "/rows"], *WATCHED[k]) for k in PROBES}
+            watch = tuple(probes.values())
+            taps = {k: image[:0] for k in (PATCH_LAYER, PLACE_LAYER) if phase.forms}
+            text, right, kind = self.text_loss(image, batch, phase.stride, watch, taps)
+            p, n = len(batch["prefix"]), image.shape[1]
+            if taps and len(taps[PLACE_LAYER]):
+                own = self.place_loss(taps[PATCH_LAYER][:, p : p + n], patch_places(batch, n))
+                place = self.place_loss(taps[PLACE_LAYER][:, p + n :], batch["places"])
+                out["place_patch"], out["place"] = own.detach(), place.detach()
+                loss = loss + phase.look * (3 * own + place)
+            for name, probe in probes.items():
+                look = look_loss(probe, batch[name + "/want"])
+                out["look_" + name] = look.detach()
                 loss = loss + phase.look * look
             out["text"] = text.detach()
-            for i, name in enumerate(TYPES):
+            for i, name in enumerate(KINDS):
                 some = kind == i
                 out["n/" + name] = some.sum()
                 out["right/" + name] = right[some].sum()

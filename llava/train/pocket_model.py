@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from .pocket_words import extend
+
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -92,6 +94,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
     tok.train_from_iterator(_corpus(), trainer)
     tok.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIAL])
+    tok = extend(tok)
     tok.post_processor = TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tok.token_to_id("<s>"))]
     )

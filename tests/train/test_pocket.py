@@ -22,6 +22,7 @@ from llava.train.pocket_phases import CURRICULA
 from llava.train.pocket_pool import Local, Pool
 from playground.pocket import vocabulary as v
 from playground.pocket.questions import SUFFIX
+from playground.pocket.sets import FORMS
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "checkpoints" / "pocket-llava"
@@ -191,18 +192,18 @@ def command(run: Path, *flags: str) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_two_hundred_steps_reproduce_the_committed_log(tmp_path):
+def test_a_tiny_run_reproduces_the_committed_log(tmp_path):
     """The tiny curriculum, all phases, in fp32; stopped and resumed on the way.
 
-    Losses agree within 2 % (other CPUs round otherwise, and rounding grows over 200 steps).
+    Losses agree within 2 % (other CPUs round otherwise, and rounding grows over 240 steps).
     """
     known = [json.loads(x) for x in (CHECKPOINT / "log_start.jsonl").read_text().splitlines()]
     command(tmp_path, "--steps", "70")
     log = command(tmp_path)
-    assert [x["total"] for x in log] == [x["total"] for x in known] == list(range(20, 201, 20))
+    assert [x["total"] for x in log] == [x["total"] for x in known] == list(range(20, 241, 20))
     for new, old in zip(log, known, strict=True):
         assert new["phase"] == old["phase"] and new["pictures"] == old["pictures"]
-        if (new["total"] - 80) % 200:  # the line that was cut by the stop is a mean of fewer steps
+        if new["total"] != 80:  # the line that was cut by the stop is a mean of fewer steps
             assert new["loss"] == pytest.approx(old["loss"], rel=0.02), new["total"]
     assert log[4]["loss"] < 0.8 * log[0]["loss"]  # it learns
 
@@ -240,3 +241,4 @@ def test_the_shipped_model_needs_the_picture_and_the_patches_asked_for():
 def test_the_curriculum_ends_on_full_pictures_with_every_layer():
     last = CURRICULA["pocket"][-1]
     assert last.grid == 24 and last.stride == 1 and last.decay
+    assert {name for name, _ in last.forms} == {"textvqa", *FORMS}

@@ -32,8 +32,11 @@ def test_questions_end_where_stock_clip_pools(clip):
     made, shipped = clip_tokenizer(LLAVA), TextEncoder(str(CLIP)).tokenizer
     texts = ["What color is the star?", "a red circle, an orange sign that says BAKE"]
     coded = shipped(texts, padding=True, return_tensors="pt")
-    assert coded["input_ids"].tolist() == made(texts, padding=True)["input_ids"]
     end = shipped.convert_tokens_to_ids(END)
+    # Words have kept their ids; the vocabulary has grown since, so that the end's is higher.
+    later = made.convert_tokens_to_ids(END)
+    fresh = [[end if i == later else i for i in ids] for ids in made(texts)["input_ids"]]
+    assert shipped(texts)["input_ids"] == fresh and later >= end
     assert end == clip.config.text_config.eos_token_id == max(shipped.get_vocab().values())
     with torch.no_grad():
         stock = clip.get_text_features(**coded).pooler_output
