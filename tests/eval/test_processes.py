@@ -78,6 +78,7 @@ def test_a_failure_at_once_is_one_line(capfd: pytest.CaptureFixture[str]) -> Non
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_nodes_are_one_run(
     tiny_model: Path, more_data: TinyData, whole: Path, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_two_nodes_are_one_run(
     assert not list((tmp_path / CELL).glob("*.partial*"))
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_loses_nothing(
     tiny_model: Path,
     more_data: TinyData,
