@@ -197,7 +197,8 @@ def first_of_all(own: Reductions, count: int, like: Tensor, group: ProcessGroup)
         fill(features, [i.features for i in given])
         fill(scores, [i.score for i in given if i.score is not None])
     for tensor in (numbers, features, scores):
-        distributed.broadcast(tensor, group=group, group_src=0)
+        if tensor.numel():
+            distributed.broadcast(tensor, group=group, group_src=0)
 
     out: list[Reduction | None] = []
     precise = torch.promote_types(like.dtype, torch.float32)
