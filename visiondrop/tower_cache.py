@@ -45,13 +45,19 @@ class TowerCache:
         self._scale = 1.0
 
     def encode(
-        self, names: list[str], pixel_values: Tensor, run: Callable[[Tensor], TowerOutput]
+        self,
+        names: list[str],
+        pixel_values: Tensor,
+        run: Callable[[Tensor], TowerOutput],
+        owners: list[str] | None = None,
     ) -> TowerOutput:
         """The tower's output for pictures [B, 3, h, w], running it for new names only.
 
         Args:
             names: what tells pictures apart, one per picture; equal names mean equal pixels.
             run: the tower.
+            owners: for tiles, the picture that each is of, by the names of `alone`: the tiles of
+                such a picture pass the tower together. The names themselves by default.
 
         Raises `ValueError` where names and pictures differ in number.
         """
@@ -62,8 +68,9 @@ class TowerCache:
                 "reading order (trace.set_pictures), or none"
             )
         repeat = count // len(names)
+        owners = [name for name in owners or names for _ in range(repeat)]
         names = [name for name in names for _ in range(repeat)]
-        passes = self._passes(names)
+        passes = self._passes(names, owners)
         batch = {name: self._held[name] for name in names if name in self._held}
         for name in batch:
             self._held.move_to_end(name)
@@ -72,7 +79,7 @@ class TowerCache:
             self._scale = out.scale
             for row, i in enumerate(new):
                 batch[names[i]] = (out.features[row], out.query[row], out.key[row])
-                self._keep(names[i], batch[names[i]])
+                self._keep(names[i], owners[i], batch[names[i]])
         encoded = sum(map(len, passes))
         self.hits += count - encoded
         self.misses += encoded
@@ -81,18 +88,19 @@ class TowerCache:
         )
         return TowerOutput(features, query, key, self._scale)
 
-    def _passes(self, names: list[str]) -> list[list[int]]:
+    def _passes(self, names: list[str], owners: list[str]) -> list[list[int]]:
         """The rows that have to pass the tower, pass by pass."""
         first = [i for i, name in enumerate(names) if name not in names[:i]]
-        new = [i for i in first if names[i] not in self._held]
+        new = {i for i in first if names[i] not in self._held}
         if self.alone is None:
-            return [new] if new else []
-        together = [i for i in first if names[i] not in self.alone]
-        whole = [together] if not set(together).isdisjoint(new) else []
-        return whole + [[i] for i in new if names[i] in self.alone]
+            return [sorted(new)] if new else []
+        groups: dict[str | None, list[int]] = {None: []}
+        for i in first:
+            groups.setdefault(owners[i] if owners[i] in self.alone else None, []).append(i)
+        return [rows for rows in groups.values() if not new.isdisjoint(rows)]
 
-    def _keep(self, name: str, tensors: tuple[Tensor, ...]) -> None:
-        if name in self._held or not (self.hold_all or name in (self.alone or ())):
+    def _keep(self, name: str, owner: str, tensors: tuple[Tensor, ...]) -> None:
+        if name in self._held or not (self.hold_all or owner in (self.alone or ())):
             return
         size = sum(t.numel() * t.element_size() for t in tensors)
         if size > self.max_bytes:

@@ -11,6 +11,7 @@ import torch
 
 from tests.visiondrop.models import generate, logits, pixels, prompt, tiny
 from visiondrop import Random, Reducer, TowerCache, VisionDrop
+from visiondrop.adapters.base import TowerOutput
 
 ROWS = [prompt(3, 6, 1), prompt(3, 4, 2), prompt(3, 9, 3)]
 METHODS = [VisionDrop(encoder=(14, 4), llm={2: (10, 3)}), Random(9), VisionDrop()]
@@ -125,3 +126,20 @@ def test_pictures_that_pass_together_pass_together_again() -> None:
         for _ in range(2):
             model.get_image_features(images)
     assert seen == [3, 3]
+
+
+def test_tiles_of_a_picture_that_comes_again_pass_together() -> None:
+    seen: list[list[float]] = []
+
+    def run(pixels: torch.Tensor) -> TowerOutput:
+        seen.append(pixels[:, 0, 0, 0].tolist())
+        rows = pixels.flatten(1)[:, None]
+        return TowerOutput(rows, rows[None].transpose(0, 1), rows[None].transpose(0, 1), 1.0)
+
+    cache = TowerCache(1 << 20, alone=frozenset("b"), hold_all=False)
+    for names in (["a/0", "b/0", "b/1", "c/0"], ["b/0", "b/1", "d/0"]):
+        owners = [name[0] for name in names]
+        tiles = torch.tensor([float(ord(owner)) for owner in owners]).view(-1, 1, 1, 1)
+        out = cache.encode(names, tiles, run, owners)
+        assert out.features.flatten().tolist() == tiles.flatten().tolist()
+    assert seen == [[97.0, 99.0], [98.0, 98.0], [100.0]]
