@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import ceil
+from typing import Any
 
 from llava.eval.tables.spec import Variant
 from visiondrop import VisionDrop
@@ -14,7 +15,7 @@ from visiondrop.budgets import single_drop
 from visiondrop.schedule import Budget, split_total, stage_layers
 
 
-def usual(tokens: int, geometry: Geometry, **options: object) -> VisionDrop:
+def usual(tokens: int, geometry: Geometry, **options: Any) -> VisionDrop:
     """VisionDrop at that mean."""
     return VisionDrop.from_average(
         tokens,

@@ -61,12 +61,13 @@ def look(columns: Sequence[Column], overwrite: bool = False) -> dict[tuple[int, 
             continue
         job.args.overwrite = overwrite
         for cell, runs in column.cells.items():
-            missing = 0
+            missing, todo = 0, []
             for run in runs:
                 with job.store(run) as store:
                     missing += sum(len(store.batches[k]) for k in store.todo)
+                    todo.append(tuple(store.todo))
             tokens = sum(runs[0].ledger) / len(runs[0].ledger)
-            out[id(column), cell] = Open(missing, tokens)
+            out[id(column), cell] = Open(missing, tokens, tuple(todo))
         job.args.overwrite = False
     return out
 
@@ -157,8 +158,9 @@ class Answering:
         ahead: list[tuple[Column, str, list[Future[None]]]] = []
         for column, cell in step.work:
             tasks = []
-            if open_cells[id(column), cell].answers:
-                tasks = self.workers.hand_over(column.request, cell)
+            missing = open_cells[id(column), cell]
+            if missing.answers:
+                tasks = self.workers.hand_over(column.request, cell, missing.todo)
             ahead.append((column, cell, tasks))
             if len(ahead) > 2:
                 yield ahead.pop(0)
@@ -254,7 +256,7 @@ class _Clock:
         done = self.sure if done is None else done
         self.said = time.monotonic()
         elapsed = self.said - self.begun
-        left = (self.total - done) * elapsed / done if done > 0 else 0.0
+        left = (self.total - done) * elapsed / done if done > 0 else self.total
         self.console.print(
             f"{100 * min(1.0, done / self.total):3.0f} %  {show_time(elapsed)} gone, about "
             f"{show_time(max(left, 0.0))} left: {what}",

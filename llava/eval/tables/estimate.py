@@ -46,10 +46,12 @@ class Open:
     Attributes:
         answers: that are not there.
         tokens: mean of visual tokens by plan.
+        todo: of each of its runs, the batches that these are in.
     """
 
     answers: int
     tokens: float
+    todo: tuple[tuple[int, ...], ...] = ()
 
 
 def total_seconds(open_cells: Iterable[Open], rates: Rates, processes: int = 1) -> float:

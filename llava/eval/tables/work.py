@@ -20,6 +20,9 @@ from llava.eval.planning import PlannedRun
 from llava.eval.running import Job, answer_part
 from llava.eval.tables.columns import Column, Request, plan
 
+Todo = Sequence[Sequence[int]]
+"""Of each run of a cell, the batches that are open."""
+
 PILOT = 24  # questions that are answered to tell how long all take
 _BATCHES = 2  # of them, where batches are smaller
 
@@ -54,11 +57,11 @@ class _Held:
 _held = _Held()
 
 
-def answer(request: Request, cell: str, part: str) -> None:
-    """Answer this process's part of a cell's runs."""
+def answer(request: Request, cell: str, part: str, todo: Todo) -> None:
+    """Answer this process's part of the batches ``todo`` of a cell's runs."""
     job, column = _held.job(request)
     try:
-        answer_part(job, column.cells[cell], part)
+        answer_part(job, column.cells[cell], part, todo)
     finally:
         _held.keep(job)
 
@@ -115,12 +118,14 @@ class Workers:
                 ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=begin)
             )
 
-    def hand_over(self, request: Request, cell: str) -> list[Future[None]]:
-        """Have a cell answered; one promise a part."""
+    def hand_over(self, request: Request, cell: str, todo: Todo) -> list[Future[None]]:
+        """Have these batches of a cell's runs answered; one promise a part."""
         if not self._pools:
-            return [_done(request, cell)]
+            return [_done(request, cell, todo)]
         parts = [f"{i}of{self.count}" for i in range(self.count)]
-        return [pool.submit(answer, request, cell, part) for pool, part in zip(self._pools, parts)]
+        return [
+            pool.submit(answer, request, cell, part, todo) for pool, part in zip(self._pools, parts)
+        ]
 
     def time(self, request: Request, cells: Sequence[str]) -> dict[str, float]:
         """See `pilot`."""
@@ -135,10 +140,10 @@ class Workers:
         _held.loaded = None
 
 
-def _done(request: Request, cell: str) -> Future[None]:
+def _done(request: Request, cell: str, todo: Todo) -> Future[None]:
     future: Future[None] = Future()
     try:
-        future.set_result(answer(request, cell, "0of1"))
+        future.set_result(answer(request, cell, "0of1", todo))
     except Exception as error:
         future.set_exception(error)
     return future
