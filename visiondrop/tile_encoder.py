@@ -175,7 +175,7 @@ def plan(
     if total is not None:
         extra = int(part.counts_cls and batch.geometry.has_cls)
         room = [size + extra * bool(size) for size in sizes]
-        if total >= sum(room):
+        if total > sum(room):
             return False
         weights = [1.0] * len(own)
         if tiles.share == "importance":

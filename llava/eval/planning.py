@@ -17,6 +17,7 @@ from llava.eval.settings import digest_of_json
 from visiondrop import Full, Reducer, VisionDrop
 from visiondrop.adapters import Geometry, geometry_of
 from visiondrop.methods import METHODS, build_method
+from visiondrop.tiles import Tiles
 
 Budget = Literal["average", "nominal"]
 """What a number of tokens means: the true mean over decoder layers, or the papers' own count."""
@@ -110,8 +111,11 @@ def check_name(name: str) -> None:
 
 
 def field_names(method: type[Reducer]) -> set[str]:
-    """A method's hyper-parameters; one that draws at random has a "seed"."""
-    return {f.name for f in fields(method)}  # type: ignore[arg-type]
+    """A method's hyper-parameters; one that draws at random has a "seed". On any-resolution
+    pictures a method has the options of `Reducer.on_tiles`, too.
+    """
+    own = {f.name for f in fields(method)}  # type: ignore[arg-type]
+    return own | {f"tiles.{f.name}" for f in fields(Tiles)} if method.tiled else own
 
 
 def _check_args(names: Sequence[str], method_args: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava.model.builder import load_pretrained_model
+from visiondrop.methods.visionzip import VisionZip
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FIGURES = json.loads((GOLDEN / "BASELINE_next.json").read_text())
@@ -64,3 +65,29 @@ def test_golden_BASELINE_next(model, picture):
     assert out.sequences[0].tolist() == (new if whole else new[:1])
     length = picture["sequence_length"] + (7 if whole else 0)
     assert out.past_key_values.layers[0].get_seq_length() == length
+
+
+def test_golden_VisionZip_next_on_the_original_checkpoint(model):
+    """A method on the loaded checkpoint, three tiles."""
+    figures = json.loads((GOLDEN / "VisionZip_next.json").read_text())
+    assert figures["input"]["image_newline"] == FIGURES["input"]["image_newline"]
+    setting = figures["settings"][0]
+    hyper = setting["hyperparameters"]
+    picture = min(setting["pictures"], key=lambda p: len(p["tiles"]))
+    images = load_file(GOLDEN / "images.safetensors")
+    tiles = torch.stack([images[f"image_{tile['image']}"] for tile in picture["tiles"]])
+    method = VisionZip(hyper["dominant"], hyper["contextual"])
+    with method.on_tiles(**VisionZip.released_tiles)(model) as trace:
+        out = model.generate(
+            torch.tensor([figures["input"]["input_ids"]]),
+            images=[tiles],
+            image_sizes=[tuple(picture["original_size_width_height"])],
+            do_sample=False,
+            max_new_tokens=8,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    expected = torch.tensor(picture["first_step_logits"])
+    torch.testing.assert_close(out.logits[0][0], expected, atol=1e-4, rtol=0)
+    assert out.sequences[0].tolist() == picture["generated_ids"]
+    assert trace.mean_tokens == picture["n_visual_tokens_to_llm"]

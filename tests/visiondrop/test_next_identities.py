@@ -21,18 +21,26 @@ from tests.visiondrop.next_models import (
     tiny_next,
     unpruned,
 )
+from tests.visiondrop.tiny_clip import tiny_clip
 from visiondrop import Full, Random, Uniform, VisionDrop
 from visiondrop.adapters import geometry_of
 from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.methods import METHODS, build_method
+from visiondrop.methods.cdpruner import CDPruner
 from visiondrop.methods.dart import DART
 from visiondrop.methods.divprune import DivPrune
 from visiondrop.methods.fastervlm import FasterVLM
 from visiondrop.methods.fastv import FastV
 from visiondrop.methods.globalcom2 import GlobalCom2
+from visiondrop.methods.prumerge import PruMerge
+from visiondrop.methods.prumerge_plus import PruMergePlus
 from visiondrop.methods.pyramiddrop import PyramidDrop
+from visiondrop.methods.scope import Scope
+from visiondrop.methods.sparsevlm import SparseVLM
+from visiondrop.methods.sparsevlm_plus import SparseVLMPlus
 from visiondrop.methods.visiondrop_div import VisionDropDiv
 from visiondrop.methods.visionzip import VisionZip
+from visiondrop.methods.vispruner import VisPruner
 from visiondrop.reducer import Reducer
 from visiondrop.tiles import tile_budgets
 from visiondrop.tower_cache import TowerCache
@@ -64,6 +72,14 @@ SETTINGS: dict[str, Reducer] = {
     "uniform-inside": Uniform(30, layer=2, positions="original"),
     "divprune": DivPrune(30),
     "globalcom2": GlobalCom2(0.25),
+    "scope": Scope(35),
+    "vispruner": VisPruner(31),
+    "cdpruner": CDPruner(20, clip=tiny_clip()),
+    "prumerge": PruMerge(tokens=30, neighbours=5),
+    "prumerge-adaptive": PruMerge(neighbours=5),
+    "prumerge+": PruMergePlus(tokens=40),
+    "sparsevlm": SparseVLM((1, 2, 4), (60, 30, 12)),
+    "sparsevlm+": SparseVLMPlus((1, 4), (50, 20)).on_tiles(budget="ratio"),
     "composed": VisionZip(40, 8) + VisionDrop(llm={3: (20, 4), 5: (9, 2)}),
     "composed-pool": Uniform(60, positions="original") + FastV(3, tokens=20),
 }  # fmt: skip
@@ -86,7 +102,9 @@ ALL = inputs(sum(PICTURES, []), sum(SEEDS, []))
 
 
 def run(model: Any, method: Reducer, rows: Any = ROWS, images: Any = ALL, **kw: Any) -> Any:
-    with method(model) as trace:
+    count = len(images.get("image_sizes", ()))
+    questions = ["is it red?"] * count if count else None
+    with method(model, questions=questions) as trace:
         return generate(model, rows, images, **kw), trace
 
 
@@ -245,12 +263,12 @@ def test_beams_and_llava_calls() -> None:
 
 def test_what_is_not_defined_is_refused() -> None:
     model = tiny_next()
-    for name in sorted(set(METHODS) - {m.name for m in SETTINGS.values()}):
-        method = METHODS[name]
-        if not method.tiled:
-            known = "any-resolution pictures.*fastervlm.*visiondrop"
-            with pytest.raises(ValueError, match=known), method()(model):
-                raise AssertionError(f"{name} not refused")
+    tested = {method.name for method in SETTINGS.values()} - {"composed"}
+    assert tested == {name for name, method in METHODS.items() if method.tiled}
+    known = "any-resolution pictures.*fastervlm.*visiondrop"
+    for name in sorted(set(METHODS) - tested):
+        with pytest.raises(ValueError, match=known), METHODS[name]()(model):
+            raise AssertionError(f"{name} not refused")
     with (
         pytest.raises(ValueError, match="newlines='pool'"),
         FastV(2, tokens=9).on_tiles(newlines="row")(model),

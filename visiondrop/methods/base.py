@@ -41,6 +41,8 @@ class PictureBudget(Reducer):
 
     def scaled(self, share: float) -> Self:
         """With a share or multiple of the number, at least 1."""
+        if self.tokens is None:  # a method that may find out by itself
+            return self
         return self.with_entry(max(1, round(self.tokens * share)))
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:

@@ -48,6 +48,7 @@ class CDPruner(PictureBudget):
     signal = "instruction-conditioned DPP"
     needs = (NEED,)
     before = "projected"
+    tiled = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         str(n): {"tokens": n} for n in (192, 128, 64, 32)
     }

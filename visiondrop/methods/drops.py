@@ -181,6 +181,11 @@ class ListedDrops(Reducer):
         )
         return make(layers, counts, **options)
 
+    def scaled(self, share: float) -> Self:
+        """All counts times `share`, at least 1."""
+        tokens = tuple(max(1, round(count * share)) for count in self.tokens)
+        return dataclasses.replace(self, tokens=tokens)  # type: ignore[type-var]
+
     @classmethod
     def from_nominal(
         cls,

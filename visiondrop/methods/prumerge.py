@@ -48,6 +48,7 @@ class PruMerge(PictureBudget):
     signal = "CLS outliers, key merge"
     needs = ("cls",)
     before = "encoder"
+    tiled = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "adaptive": {},
         "fixed-0.125": {"ratio": 0.125},

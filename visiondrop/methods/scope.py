@@ -39,6 +39,7 @@ class Scope(PictureBudget):
     where = "before the LLM"
     signal = "coverage gain x CLS attention"
     before = "encoder"
+    tiled = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         str(n): {"tokens": n} for n in (192, 128, 64)
     }

@@ -15,6 +15,7 @@ from visiondrop.functional.text_rating import rated_by_text, text_raters
 from visiondrop.merging import Reduction
 from visiondrop.methods.drops import ListedDrops
 from visiondrop.reducer import Positions, Reductions
+from visiondrop.tiles import Tiles
 from visiondrop.views import DecoderView
 
 LAYERS = (2, 6, 15)
@@ -53,7 +54,8 @@ class SparseVLM(ListedDrops):
     paper = "arXiv 2410.04417"
     where = "LLM layers 2, 6, 15"
     signal = "text raters, recycling"
-    reads_text = looks_back = uses_input = True
+    reads_text = looks_back = uses_input = tiled = True
+    tiles = Tiles(newlines="pool")
     official = LAYERS
     counted_by = ("tokens", "adaptive")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -15,6 +15,7 @@ from visiondrop.methods.drops import ListedDrops
 from visiondrop.methods.sparsevlm import LAYERS
 from visiondrop.reducer import Positions
 from visiondrop.scoring import top_tokens
+from visiondrop.tiles import Tiles
 from visiondrop.views import DecoderView
 
 HEADS = 14 / 32
@@ -43,7 +44,8 @@ class SparseVLMPlus(ListedDrops):
     paper = "arXiv 2410.04417"
     where = "LLM layers 2, 6, 15"
     signal = "text raters, position-corrected"
-    reads_text = looks_back = uses_input = True
+    reads_text = looks_back = uses_input = tiled = True
+    tiles = Tiles(newlines="pool")
     official = LAYERS
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "192": {"layers": LAYERS, "tokens": (300, 200, 118)},

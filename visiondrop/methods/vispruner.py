@@ -46,6 +46,7 @@ class VisPruner(PictureBudget):
     signal = "CLS attention + duplicate removal"
     needs = ("cls",)
     before = "encoder"
+    tiled = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         str(n): {"tokens": n} for n in (192, 128, 64, 32)
     }
