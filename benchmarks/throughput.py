@@ -166,7 +166,7 @@ def describe(content: dict[str, Any]) -> str:
     )
     load = "" if content["load"] is None else f", {content['load']:.1f} processes ready to run"
     return (
-        f"{content['model']}, the first {n} questions of TextVQA's bundled or given file, "
+        f"{content['model']}, the first {n} questions of {content['data']}, "
         f"{here['dtype']}, {here['attention']}, {here['device']}, {here['threads']} thread(s), "
         f"{content['clock']} time{load}; torch {here['torch']}, transformers "
         f"{here['transformers']}. Median and quartiles of {content['repeats']} interleaved "
@@ -231,6 +231,7 @@ def main(argv: list[str] | None = None) -> list[Case]:
     )
     content = {
         "model": loaded.name,
+        "data": str(args.data),
         "questions": len(samples),
         "repeats": args.repeats,
         "clock": args.clock,
