@@ -32,6 +32,8 @@ def test_two_processes_go_on_where_one_was(
     (begun / "answers.jsonl").write_text("".join(lines[:9]))
 
     argv = flags(tiny_model, shared_data, together, *more, "--sharded-by", "transformers")
+    at = argv.index("--nproc")  # which torchrun takes for a short form of a flag of its own
+    del argv[at : at + 2]
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     done = subprocess.run(
