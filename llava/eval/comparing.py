@@ -24,6 +24,7 @@ from llava.eval.intervals import (
 
 REFERENCES = ("visiondrop", "random")
 SEED = 0
+PAIRS_AT_A_TIME = 24
 STEM = "comparison"
 
 Result = Mapping[str, Any]
@@ -132,8 +133,10 @@ def compare_pairs(
     """
     if not pairs or len(set(pictures)) < 2:
         return {}
-    if parts is not None:
-        intervals = parts.intervals(pairs, pictures)
+    if parts is not None:  # some at a time, as their sums are many; the draws are the same
+        starts = range(0, len(pairs), PAIRS_AT_A_TIME)
+        groups = [pairs[start : start + PAIRS_AT_A_TIME] for start in starts]
+        intervals = [found for group in groups for found in parts.intervals(group, pictures)]
     else:
         named = dict.fromkeys(cell for pair in pairs for cell in pair)
         means = {cell: np.mean(np.asarray(scores[cell]), axis=0) for cell in named}

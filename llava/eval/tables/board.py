@@ -14,6 +14,8 @@ from llava.eval.tables.columns import Column
 from llava.eval.tables.places import place_of
 from llava.eval.tables.spec import BLANK
 
+NOMINAL = "+budget=nominal"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -120,7 +122,8 @@ def row_of(column: Column, result: dict[str, Any]) -> Row:
     variant = column.variants.get(result["cell"])
     if variant is not None:
         return Row(variant.slug, tokens, place_of(result), variant.group)
-    return Row(result["label"], tokens, place_of(result))
+    # A table has one meaning of budgets: `Board.nominal` says which.
+    return Row(result["label"].removesuffix(NOMINAL), tokens, place_of(result))
 
 
 @dataclass
@@ -146,6 +149,11 @@ class Board:
     def missing(self) -> list[Answered]:
         """Columns of which nothing can be answered."""
         return [column for column in self.columns if column.reason is not None]
+
+    @property
+    def nominal(self) -> bool:
+        """Whether budgets are the papers' own counts."""
+        return any(result.get("budget") == "nominal" for result in self.results)
 
     @property
     def failed_samples(self) -> int:

@@ -45,8 +45,9 @@ def figures_of(column: Answered) -> Figures:
     out = Figures()
     full = cells.get((FULL, None))
     rivals = best_two(cells)
-    pairs = [(key, (FULL, None)) for key in cells if full and key != (FULL, None)]
-    versus = [
+    unpruned: Key = (FULL, None)
+    pairs = [(key, unpruned) for key in cells if full and key != unpruned]
+    versus: list[tuple[Key, Key]] = [
         (key, (REFERENCE, key[1]))
         for key in cells
         if key[1] is not None and key[0] != REFERENCE and (REFERENCE, key[1]) in cells
