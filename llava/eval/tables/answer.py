@@ -43,7 +43,7 @@ def steps_of(columns: Sequence[Column], first: Sequence[str]) -> list[Step]:
     waves: list[dict[str, Step]] = [{}, {}]
     for column in columns:
         for cell, runs in column.cells.items():
-            early = column.request.blank or runs[0].name in first or runs[0].suffix
+            early = column.request.blank or runs[0].name in first or cell in column.variants
             wave = waves[0 if early else 1]
             name = column.request.benchmark
             wave.setdefault(name, Step(name)).work.append((column, cell))

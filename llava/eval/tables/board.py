@@ -122,8 +122,11 @@ def row_of(column: Column, result: dict[str, Any]) -> Row:
     variant = column.variants.get(result["cell"])
     if variant is not None:
         return Row(variant.slug, tokens, place_of(result), variant.group)
-    # A table has one meaning of budgets: `Board.nominal` says which.
-    return Row(result["label"].removesuffix(NOMINAL), tokens, place_of(result))
+    # What is the same in all rows is no part of a name; of budgets, `Board.nominal` tells.
+    label = result["label"].removesuffix(NOMINAL)
+    for argument in column.request.spec.method_args:
+        label = label.replace(f"+{argument}", "")
+    return Row(label, tokens, place_of(result))
 
 
 @dataclass

@@ -51,6 +51,8 @@ class Request:
         out = Path(self.out) / "blank" if self.blank else Path(self.out)
         methods = [FULL, "--blank-picture"] if self.blank else ["all"]
         tokens = ",".join(map(str, self.tokens))
+        fields = [] if self.blank else self.spec.method_args
+        methods += [text for field in fields for text in ("--method-arg", field)]
         return [
             *(self.benchmark, *self.flags, *data, "--out", str(out), "--nproc", "1"),
             *("--tokens", tokens, "--methods", *methods),

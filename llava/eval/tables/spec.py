@@ -45,6 +45,7 @@ class Spec:
         quick: methods of ``--quick``.
         quick_tokens: budgets of ``--quick``.
         model: the checkpoint unless one is given; None where none is bundled.
+        method_args: fields of methods that the whole table sets, as name=value.
         model_types: kinds of checkpoint, as ``model_type`` of their configuration, that it is for;
             empty for any.
         awaits: why none of it can be run in this version; "" where it can.
@@ -61,6 +62,7 @@ class Spec:
     quick: tuple[str, ...] = ()
     quick_tokens: tuple[int, ...] = ()
     model: str | None = None
+    method_args: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     awaits: str = ""
 
