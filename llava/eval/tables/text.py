@@ -122,8 +122,8 @@ def reading(board: Board, figures: Mapping[str, Figures]) -> str:
         f"sample standard deviation over {len(SEEDS)} seeds. **Bold**: best at its budget, and "
         "surely: the 95 % interval of its difference to the second best leaves out 0. ▲ better, "
         f"▼ worse than {REFERENCE} at the same budget in the same sense. Intervals are paired "
-        "bootstraps that draw whole pictures, and are not adjusted for their number: of twenty rows that are "
-        "no different, one is expected to look so."
+        "bootstraps that draw whole pictures, and are not adjusted for their number: of twenty "
+        "rows that are no different, one is expected to look so."
     ]
     if unsure:
         parts.append(
