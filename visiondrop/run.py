@@ -33,7 +33,8 @@ class Run:
     Attributes:
         prefill: whether it is a prefill with pictures, or goes on from one.
         cache: the pruned KV cache, None without one.
-        rows: the present layout; visual, lengths, newlines, padding: per block so far, per row.
+        rows: the present layout; visual (and by picture), lengths, newlines, padding: per block so
+            far, per row.
         stages: records per row.
         places: [B, S] positions in the unpruned sequence, None where positions are renumbered.
         blocks: the blocks after the first (prefill), or all of them (decode).
@@ -49,6 +50,7 @@ class Run:
     rows: list[Row] = field(default_factory=list)
     visual: list[list[int]] = field(default_factory=list)
     lengths: list[list[int]] = field(default_factory=list)
+    by_picture: list[list[list[int]]] = field(default_factory=list)
     newlines: list[list[int]] = field(default_factory=list)
     stages: list[list[StageTrace]] = field(default_factory=list)
     padding: list[Tensor | None] = field(default_factory=list)
@@ -66,6 +68,7 @@ class Run:
         self.padding.append(padding_mask(self.rows, device))
         self.visual.append([row.visual for row in self.rows])
         self.lengths.append([row.length for row in self.rows])
+        self.by_picture.append([[s.length for s in row.segments] for row in self.rows])
         self.newlines.append([sum(s.newline_count for s in row.segments) for row in self.rows])
 
     def store_blocks(self, device: torch.device) -> None:
@@ -87,7 +90,7 @@ class Run:
         edges = [0, *(block.first_layer for block in self.blocks), num_layers]
         spans = [b - a for a, b in zip(edges, edges[1:], strict=False)]
 
-        def by_layer(values: list[list[int]], row: int) -> list[int]:
+        def by_layer(values: list[list[Any]], row: int) -> list[Any]:
             return [v[row] for v, span in zip(values, spans, strict=True) for _ in range(span)]
 
         return [
@@ -99,6 +102,7 @@ class Run:
                 self.stages[r],
                 by_layer(self.newlines, r),
                 [segment.grid for segment in row.segments],
+                [list(counts) for counts in zip(*by_layer(self.by_picture, r), strict=True)],
             )
             for r, row in enumerate(self.rows)
             if row.segments

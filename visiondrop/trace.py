@@ -108,6 +108,7 @@ class SampleTrace:
         newlines_per_layer: how many of `tokens_per_layer` are newlines of any-resolution pictures.
         grids: how the tiles of each picture lie, which says what its token ids mean
             (`TileGrid.locate`); None for a picture of one tile.
+        tokens_by_picture: `tokens_per_layer` of each picture.
     """
 
     key: str | None
@@ -117,6 +118,7 @@ class SampleTrace:
     stages: list[StageTrace] = field(default_factory=list)
     newlines_per_layer: list[int] = field(default_factory=list)
     grids: list[TileGrid | None] = field(default_factory=list)
+    tokens_by_picture: list[list[int]] = field(default_factory=list)
 
     @property
     def mean_tokens(self) -> float:
@@ -172,6 +174,7 @@ class SampleTrace:
         }
         if any(self.grids):
             out["newlines_per_layer"] = self.newlines_per_layer
+            out["tokens_by_picture"] = self.tokens_by_picture
             out["grids"] = [grid and dataclasses.asdict(grid) for grid in self.grids]
         return out
 

@@ -209,6 +209,7 @@ class Steering(Hooked):
             rows=rows,
             visual=[],
             lengths=[],
+            by_picture=[],
             newlines=[],
             stages=[[] for _ in rows],
             padding=[],
