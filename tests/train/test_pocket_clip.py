@@ -29,14 +29,16 @@ def test_its_vision_tower_is_the_pocket_models_own(clip):
 
 
 def test_questions_end_where_stock_clip_pools(clip):
+    # The pocket model's vocabulary has grown since: known words keep their ids, the end has a
+    # higher one, and some words (" says") are now one token.
     made, shipped = clip_tokenizer(LLAVA), TextEncoder(str(CLIP)).tokenizer
+    end, later = (t.convert_tokens_to_ids(END) for t in (shipped, made))
+    known = ["What color is the star?", "a red circle, an orange sign BAKE"]
+    fresh = [[end if i == later else i for i in ids] for ids in made(known)["input_ids"]]
+    assert shipped(known)["input_ids"] == fresh
+    assert later == max(made.get_vocab().values())
     texts = ["What color is the star?", "a red circle, an orange sign that says BAKE"]
     coded = shipped(texts, padding=True, return_tensors="pt")
-    end = shipped.convert_tokens_to_ids(END)
-    # Words have kept their ids; the vocabulary has grown since, so that the end's is higher.
-    later = made.convert_tokens_to_ids(END)
-    fresh = [[end if i == later else i for i in ids] for ids in made(texts)["input_ids"]]
-    assert shipped(texts)["input_ids"] == fresh and later >= end
     assert end == clip.config.text_config.eos_token_id == max(shipped.get_vocab().values())
     with torch.no_grad():
         stock = clip.get_text_features(**coded).pooler_output
@@ -49,4 +51,4 @@ def test_pictures_find_their_captions(clip, tmp_path):
     """Far beyond chance (3 %) on scenes that it was not trained on."""
     held = features(clip, 64, HELD_OUT_SEED, tmp_path, "test")
     assert held.shape == (64, 577, 160) and len(list(tmp_path.iterdir())) == 1 <= CHUNK
-    assert retrieval(clip, clip_tokenizer(LLAVA), held)["of_32"] > 0.4
+    assert retrieval(clip, TextEncoder(str(CLIP)).tokenizer, held)["of_32"] > 0.4

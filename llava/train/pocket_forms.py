@@ -1,6 +1,6 @@
 """How well the pocket model answers in each benchmark's form, by exact match, skill by skill.
 
-``python -m llava.train.evaluate_forms --pictures 40`` asks about pictures of the sample sets' pool,
+``python -m llava.train.pocket_forms --pictures 40`` asks about pictures of the sample sets' pool,
 which no training has seen: ``full``, a grey picture (``blank``), the share of the form's most
 frequent answer to each skill (``majority``) and, of lettered options, one over their number
 (``chance``). It is the quick look during training; the benchmarks' own scores are those of
