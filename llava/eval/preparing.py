@@ -7,6 +7,7 @@ cannot be read becomes an error of its sample; the other samples of its batch go
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from llava.mm_utils import process_images, tokenizer_image_token
 from visiondrop.adapters import geometry_of
 
 GREY = (127, 127, 127)  # what a blanked-out picture shows
+HELD = 512 * 2**20  # bytes of prepared pictures; one of 336 px has 1.3 MiB
+HELD_BY_WORKER = 64 * 2**20  # a worker process ends with its run
 
 
 @dataclass
@@ -91,7 +94,11 @@ def as_seen(image: torch.Tensor, processor: Any) -> Image.Image:
 
 
 class QuestionDataset(Dataset[Prepared]):
-    """Prepared questions by their place in the run."""
+    """Prepared questions by their place in the run.
+
+    The pictures prepared last are held, up to ``hold_bytes``: one picture's questions may lie apart
+    in the file, and further runs over the same dataset ask about the same pictures.
+    """
 
     def __init__(
         self,
@@ -103,6 +110,7 @@ class QuestionDataset(Dataset[Prepared]):
         conv_mode: str,
         image_aspect_ratio: str,
         blank_picture: bool = False,
+        hold_bytes: int = HELD_BY_WORKER,
     ) -> None:
         self.samples = samples
         self.pictures = Folder(pictures) if isinstance(pictures, (str, Path)) else pictures
@@ -113,7 +121,9 @@ class QuestionDataset(Dataset[Prepared]):
         self.conv_mode = conv_mode
         self.blank_picture = blank_picture
         self.positions, self.patches = _room(model_config)
-        self._last: tuple[str, torch.Tensor, tuple[int, int]] | None = None
+        self.hold_bytes = hold_bytes
+        self._held: OrderedDict[str, tuple[torch.Tensor, tuple[int, int]]] = OrderedDict()
+        self._held_bytes = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -137,8 +147,9 @@ class QuestionDataset(Dataset[Prepared]):
             return prepared
         if sample.image is None:
             return prepared
-        if self._last is not None and self._last[0] == sample.image:
-            _, prepared.image, prepared.image_size = self._last  # questions come picture by picture
+        if sample.image in self._held:
+            self._held.move_to_end(sample.image)
+            prepared.image, prepared.image_size = self._held[sample.image]
             return prepared
         try:
             picture = load_picture(self.pictures.find(sample.image), self.blank_picture)
@@ -150,8 +161,16 @@ class QuestionDataset(Dataset[Prepared]):
             )
             return prepared
         prepared.image, prepared.image_size = image, picture.size
-        self._last = (sample.image, prepared.image, picture.size)
+        self._hold(sample.image, image, picture.size)
         return prepared
+
+    def _hold(self, name: str, image: torch.Tensor, size: tuple[int, int]) -> None:
+        """Keep a prepared picture, and let go of those asked for longest ago."""
+        self._held[name] = (image, size)
+        self._held_bytes += image.nbytes
+        while self._held_bytes > self.hold_bytes and len(self._held) > 1:
+            _, (oldest, _) = self._held.popitem(last=False)
+            self._held_bytes -= oldest.nbytes
 
 
 def _room(config: Any) -> tuple[int | None, int]:

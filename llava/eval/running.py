@@ -20,7 +20,7 @@ from llava.eval.errors import EvalError
 from llava.eval.loading import ModelChoice, load_model
 from llava.eval.near_ties import all_near_ties, near_ties
 from llava.eval.planning import PlannedRun, Refusal
-from llava.eval.preparing import QuestionDataset
+from llava.eval.preparing import HELD, HELD_BY_WORKER, QuestionDataset
 from llava.eval.processes import Group, launch, share
 from llava.eval.result import build_result, read_result, write_result
 from llava.eval.samples import Sample, batches_of
@@ -54,6 +54,7 @@ class Job:
     """Cell -> for each of its seeds what the score is made of, where it is no mean of those."""
     _loaded: LoadedModel | None = None
     _settings: RunSettings | None = None
+    _dataset: QuestionDataset | None = None
 
     @property
     def loaded(self) -> LoadedModel:
@@ -90,17 +91,20 @@ class Job:
         )
 
     def dataset(self, settings: RunSettings) -> QuestionDataset:
-        loaded = self.loaded
-        return QuestionDataset(
-            self.samples,
-            self.benchmark.pictures(self.files),
-            loaded.tokenizer,
-            loaded.image_processor,
-            loaded.model.config,
-            settings.conv_mode,
-            settings.image_aspect_ratio,
-            settings.blank_picture,
-        )
+        """The questions as the model takes them, the same for all runs."""
+        if self._dataset is None:
+            self._dataset = QuestionDataset(
+                self.samples,
+                self.benchmark.pictures(self.files),
+                self.loaded.tokenizer,
+                self.loaded.image_processor,
+                self.loaded.model.config,
+                settings.conv_mode,
+                settings.image_aspect_ratio,
+                settings.blank_picture,
+                HELD if self.args.workers == 0 else HELD_BY_WORKER,
+            )
+        return self._dataset
 
     def answer(
         self,

@@ -64,6 +64,32 @@ def test_one_picture_is_prepared_alike_for_all_its_questions(dataset: QuestionDa
     assert int((rows[0].input_ids == IMAGE_TOKEN_INDEX).sum()) == 1
 
 
+def test_prepared_pictures_are_held_up_to_the_limit(
+    dataset: QuestionDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one asked for longest ago goes first, and one is always held."""
+    shown = {s.image: i for i, s in enumerate(dataset.samples) if s.image is not None}
+    (first, second, third), size = list(shown.values())[:3], dataset[0].image.nbytes
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "llava.eval.preparing.load_picture",
+        lambda file, blank: opened.append(file.name) or load_picture(file, blank),
+    )
+
+    def asked(hold_bytes: int, *places: int) -> int:
+        opened.clear()
+        dataset._held.clear()
+        dataset._held_bytes, dataset.hold_bytes = 0, hold_bytes
+        for place in places:
+            dataset[place]
+        assert dataset._held_bytes == sum(image.nbytes for image, _ in dataset._held.values())
+        return len(opened)
+
+    assert asked(2 * size, first, second, first, third, first) == 3
+    assert asked(2 * size, first, second, first, third, second) == 4
+    assert asked(0, first, first, second, first) == 3
+
+
 def test_a_question_without_a_picture(dataset: QuestionDataset) -> None:
     row = dataset[20]
     assert row.image is None and row.error is None

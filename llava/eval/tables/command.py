@@ -118,6 +118,9 @@ def benchmark_flags(spec: Spec, args: argparse.Namespace, rest: list[str]) -> tu
     if dtype is None and given and "pocket" in given and not has_gpu(model):
         # Its weights are stored so, and CPUs multiply them about twice as fast as float32.
         dtype = "bfloat16"
+    if model.workers is None and not has_gpu(model):
+        # The processes have all cores; without workers a picture is prepared once for all methods.
+        flags += ["--workers", "0"]
     limit = args.limit or (str(QUICK_LIMIT) if args.quick else None)
     limit = limit or (str(BUNDLED_LIMIT) if bundled else "all")
     flags += ["--limit", limit, "--seeds", args.seeds, "--tower-cache", args.tower_cache]
