@@ -67,12 +67,15 @@ def help_of(modules: set[str]) -> dict[str, str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def chain(script: Path) -> list[Path]:
+    """A shell script, and those that it hands its arguments to, one after the other."""
+    found = re.search(r'/([\w./]+\.sh)" .*"\$@"', script.read_text())
+    return [script, *(chain(script.parent / found[1]) if found else [])]
+
+
 def script_module(script: Path) -> str | None:
     """The module that a shell script hands its arguments to, by itself or by another script."""
-    text = script.read_text()
-    if "/../benchmark.sh" in text:
-        return script_module(script.parent / "../benchmark.sh")
-    found = re.findall(r"python -m ([\w.]+).*\"\$@\"", text)
+    found = re.findall(r"python -m ([\w.]+).*\"\$@\"", chain(script)[-1].read_text())
     return found[-1] if found else None
 
 
@@ -120,7 +123,7 @@ def test_commands_exist_and_take_their_flags_and_variables():
             for flag in flags
             if (module or script) and not re.search(rf"{flag}(?![\w-])", known)
         ]
-        sources = [script] if script else []
+        sources = chain(script) if script else []
         if module:
             sources += (REPOSITORY / module.split(".")[0]).rglob("*.py")
         text = "\n".join(source.read_text() for source in sources)
