@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.errors import EvalError, run_main
-from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
+from llava.eval.labels import failed
+from llava.eval.m4c_evaluator import NUM_ANSWERS, TextVQAAccuracyEvaluator
 from llava.eval.samples import REFERENCE, read_jsonl
 
 Annotations = dict[tuple[str, str], Mapping[str, Any]]
@@ -53,12 +54,25 @@ def load_annotations(path: str | Path) -> Annotations:
         raise EvalError(f"annotation file not found: {path}")
     try:
         entries = json.loads(path.read_bytes())["data"]
-        return {(str(e["image_id"]), e["question"].lower()): e for e in entries}
+        found = {(str(e["image_id"]), e["question"].lower()): e for e in entries}
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise EvalError(
             f'{path} is not a TextVQA annotation file ({error!r}); expected {{"data": [{{'
             '"image_id", "question", "answers"}, ...]}'
         ) from None
+    for i, entry in enumerate(entries):
+        answers = entry.get("answers")
+        if (
+            not isinstance(answers, list)
+            or len(answers) != NUM_ANSWERS
+            or not all(isinstance(a, str) for a in answers)
+        ):
+            raise EvalError(
+                f"{path}, entry {i + 1} (image id {entry['image_id']!r}): "
+                f'"answers" must be a list of {NUM_ANSWERS} texts, got {str(answers)[:80]!r}; '
+                "use the official file, of a split whose answers are public"
+            )
+    return found
 
 
 def annotation_of(row: Mapping[str, Any], annotations: Annotations) -> Mapping[str, Any]:
@@ -77,13 +91,14 @@ def annotation_of(row: Mapping[str, Any], annotations: Annotations) -> Mapping[s
 
 
 def score_answers(rows: Sequence[Mapping[str, Any]], annotations: Annotations) -> list[float]:
-    """Accuracy (0..1) of every answer, in order."""
+    """Accuracy (0..1) of every answer, in order; 0 for one that could not be given, although people
+    may have said what is nothing once normalised ("?")."""
     evaluator = TextVQAAccuracyEvaluator()
     scores = []
     for row in rows:
         answers = annotation_of(row, annotations)["answers"]
         try:
-            scores.append(evaluator.score(row["text"], answers))
+            scores.append(0.0 if failed(row) else evaluator.score(row["text"], answers))
         except ValueError as error:
             raise EvalError(f"question_id {row['question_id']!r}: {error}") from None
     return scores

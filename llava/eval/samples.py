@@ -129,6 +129,11 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Sample]:
                 f"{path}, line {number}: no {' and no '.join(missing)}; a question line is "
                 '{"question_id": ..., "image": "file.jpg", "text": "the question"}'
             )
+        if not isinstance(row["question_id"], (str, int)):
+            raise EvalError(
+                f'{path}, line {number}: "question_id" must be a text or a whole number, got '
+                f"{row['question_id']!r}"
+            )
         if not isinstance(row["text"], str):
             raise EvalError(f'{path}, line {number}: "text" must be a string, got {row["text"]!r}')
         if not isinstance(row.get("image"), (str, type(None))):

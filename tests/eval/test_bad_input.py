@@ -89,6 +89,10 @@ def test_bad_question_file(
     lines = tiny_data.questions.read_text().splitlines()
     tiny_data.questions.write_text("\n".join([*lines[:7], lines[7][:30], *lines[8:]]))
     assert "line 8: not valid JSON" in refused(args, capsys)
+    for bad in (None, [1], {}, 1.5):
+        first = json.dumps({**json.loads(lines[0]), "question_id": bad})
+        tiny_data.questions.write_text("\n".join([first, *lines[1:]]))
+        assert 'line 1: "question_id" must be a text or a whole number' in refused(args, capsys)
     tiny_data.questions.write_text("\n".join([*lines, lines[4]]))
     assert "lines 5 and 21 are the same sample" in refused(args, capsys)
     tiny_data.questions.write_text("\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,3 +113,24 @@ def test_an_answer_without_annotation_is_an_error(tmp_path: Path) -> None:
     row = {"question_id": "y", "prompt": "How many?\nShort.", "text": "2"}
     with pytest.raises(EvalError, match="no annotation for image id 'y' and question 'how many"):
         score_answers([row], load_annotations(write_annotations(tmp_path)))
+
+
+@pytest.mark.parametrize("answers", [None, "red", [], ["red"] * 9, [1] * 10])
+def test_an_annotation_without_ten_answers_is_named_before_any_answer(
+    tmp_path: Path, answers: Any
+) -> None:
+    path = write_annotations(tmp_path)
+    content = json.loads(path.read_text())
+    content["data"][1]["answers"] = answers
+    path.write_text(json.dumps(content))
+    with pytest.raises(EvalError, match=r"entry 2 \(image id 'x'\).*list of 10 texts"):
+        load_annotations(path)
+
+
+def test_an_answer_that_could_not_be_given_is_wrong_whatever_people_said(tmp_path: Path) -> None:
+    path = tmp_path / "annotations.json"
+    entry = {"image_id": "x", "question": "What is it?", "answers": ["?"] * 10}
+    path.write_text(json.dumps({"data": [entry]}))
+    row: dict[str, Any] = {"question_id": "x", "prompt": "What is it?\nAnswer.", "text": ""}
+    failed = {**row, "metadata": {"error": "cannot read picture"}}
+    assert score_answers([row, failed], load_annotations(path)) == [1.0, 0.0]
