@@ -64,13 +64,16 @@ def lacking(source: Source, folder: Path, split: str | None) -> list[Resource]:
     ]
 
 
-def space_needed(lacking: Sequence[tuple[Source, Resource]], store: Store) -> tuple[int, int, bool]:
-    """Bytes to download, bytes to unpack, and whether a file's size is not known."""
+def space_needed(
+    lacking: Sequence[tuple[Source, Resource]], store: Store
+) -> tuple[int, int, list[str]]:
+    """Bytes to download, bytes to unpack, and the files whose size is not known."""
     files = {resource.file: resource for _, resource in lacking}
-    loads = [store.bytes_to_fetch(resource) for resource in files.values()]
+    loads = {name: store.bytes_to_fetch(resource) for name, resource in files.items()}
     sizes = {name: store.bytes_of(resource) for name, resource in files.items()}
     unpacked = sum(placing.bytes_unpacked(r, sizes[r.file]) for _, r in lacking)
-    return sum(load or 0 for load in loads), unpacked, None in loads
+    unknown = [name for name, load in loads.items() if load is None]
+    return sum(load or 0 for load in loads.values()), unpacked, unknown
 
 
 def require_space(
@@ -80,9 +83,10 @@ def require_space(
     load, unpacked, unknown = space_needed(lacking, store)
     free = shutil.disk_usage(root).free
     least = "at least " if unknown else "about "
+    beside = f", and what {', '.join(unknown)} takes, whose size is not known" if unknown else ""
     say(
-        f"needs {least}{human(load)} for downloads and {human(unpacked)} unpacked; {human(free)} "
-        f"are free in {root}"
+        f"needs {least}{human(load)} for downloads and {human(unpacked)} unpacked{beside}; "
+        f"{human(free)} are free in {root}"
     )
     if free < load + unpacked:
         raise EvalError(

@@ -171,7 +171,7 @@ def _split_lines(benchmark: str, split: str) -> list[str]:
 
 
 def next_section() -> list[str]:
-    """LLaVA-NeXT's numbers, which no command here makes yet."""
+    """LLaVA-NeXT's numbers; the table's own script is their command."""
     rows = []
     for benchmark in (*ORDER, *(name for name in BENCHMARKS if name not in ORDER)):
         if benchmark not in BENCHMARK_NAMES:

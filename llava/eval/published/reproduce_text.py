@@ -89,15 +89,18 @@ REMARKS: dict[str, tuple[str, ...]] = {
 CLOSING = """
 ## Tables 2 to 5
 
-- **Table 2, LLaVA-NeXT**: not runnable here yet; the numbers are listed so that they are at
-  hand. 640, 320 and 160 are upper limits there.
+- **Table 2, LLaVA-NeXT**: `MODEL=... DATA=$ROOT bash scripts/tables/table2_llava_next.sh` with a
+  LLaVA-NeXT checkpoint; it has not been run on one by us. 640, 320 and 160 are upper limits
+  there: a picture of fewer tiles keeps the same share of its own tokens. Which methods are
+  defined for such pictures: [methods.md](methods.md#pictures-of-any-resolution).
 
 {next}
 
 - **Table 3, efficiency**: times depend on the machine, so there is no cell to reproduce to the
-  digit; `visiondrop.profiling` has the FLOPs by formula.
+  digit; `bash scripts/tables/table3_efficiency.sh` has FLOPs and cache by formula, no times.
 - **Table 4, ablation**: no per-benchmark number of it is in `published.csv`, so nothing here
-  can be compared. Its settings are fields of the method, one command each, for instance:
+  can be compared. `bash scripts/tables/table4_ablation.sh` runs all its rows; each is a field of
+  the method, for instance:
 
 ```bash
 DATA=$ROOT/gqa METHODS=visiondrop TOKENS=64 bash scripts/eval/gqa.sh --method-arg merge=mean
@@ -105,7 +108,7 @@ DATA=$ROOT/gqa METHODS=visiondrop TOKENS=64 bash scripts/eval/gqa.sh --method-ar
 DATA=$ROOT/gqa METHODS=visiondrop TOKENS=64 bash scripts/eval/gqa.sh --method-arg causal=expectation
 ```
 
-- **Table 5, video**: not runnable here yet.
+- **Table 5, video**: not runnable: neither Video-LLaVA nor its benchmarks are supported here.
 
 ## Handing in
 
