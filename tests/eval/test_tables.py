@@ -161,6 +161,16 @@ def test_grid_marks_against_visiondrop_and_tells_what_is_not_there() -> None:
     assert told[0] == "MME: MME data not found" and "least is 36.94" in told[1]
 
 
+def test_of_mmbench_rows_are_told_from_questions() -> None:
+    made = column("mmbench")
+    rows = np.zeros((40, 2))
+    rows[:11, 1] = 1  # eleven questions of which every row is answered
+    for cell_ in made.cells.values():
+        cell_.parts = [rows]
+    assert "40 rows (11 questions with all their circular rows)" in text.settings_line(made)
+    assert "40 questions" in text.settings_line(column("gqa"))
+
+
 @pytest.mark.parametrize(
     ("plain", "made"),
     [

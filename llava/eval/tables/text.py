@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from llava.eval.benchmarks.mmbench import MMBench
 from llava.eval.comparing import describe, show_interval
 from llava.eval.published import Figure, sources
 from llava.eval.published import figures as all_figures
@@ -54,10 +55,18 @@ def settings_line(column: Answered) -> str:
     part = "all" if column.whole else "the first"
     return (
         f"{column.title}: {first['metric']}, split {first['split']}, {part} {first['n']} "
-        f"questions, {len(set(column.pictures))} pictures; {all_of('model')}, batch "
+        f"{_asked(column)}, {len(set(column.pictures))} pictures; {all_of('model')}, batch "
         f"{all_of('batch_size')}, {all_of('dtype')}, {all_of('attn_implementation')} on "
         f"{all_of('device')}; {versions}"
     )
+
+
+def _asked(column: Answered) -> str:
+    """What is counted: questions; of MMBench rows, of which several are one question."""
+    parts = next((cell.parts[0] for cell in column.cells.values() if cell.parts), None)
+    if not isinstance(column.benchmark, MMBench) or parts is None:
+        return "questions"
+    return f"rows ({parts[:, 1].sum():.0f} questions with all their circular rows)"
 
 
 def not_run(board: Board) -> list[str]:
