@@ -192,7 +192,10 @@ def write(lines: Sequence[Line], folder: Path, limit: str = "all") -> list[Path]
 
 
 def to_json(lines: Sequence[Line]) -> str:
-    drop = ("types", "score", "spread", "computed", "samples_per_second", "label")
+    drop = (
+        *("types", "score", "spread", "label"),
+        *("computed", "processes", "samples_per_second"),  # of the command that was run last
+    )
     clean = [
         {**line, "result": {k: v for k, v in line.get("result", {}).items() if k not in drop}}
         for line in lines

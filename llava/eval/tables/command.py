@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     columns = [plan(request) for request in requests]
     board = Board([Answered.of(c) for c in columns if not c.request.blank])
     same = is_same(spec, columns)
-    command = " ".join([spec.script, *argv[1:]])
+    command = f"{spec.script} {shlex.join(argv[1:])}".strip()
     writer = Writer(spec, board, Path(args.results or out), command, same)
     announce(spec, columns, tokens, out, console)
     processes = int(default_processes()) if args.nproc is None else args.nproc
