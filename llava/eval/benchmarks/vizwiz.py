@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks.base import BenchmarkFiles, Scores
+from llava.eval.benchmarks.human import human_scores
 from llava.eval.benchmarks.splits import Split, SplitBenchmark
 from llava.eval.convert_vizwiz_for_submission import convert
 from llava.eval.errors import EvalError
@@ -21,7 +22,7 @@ from llava.eval.eval_vizwiz import (
     score_answers,
 )
 from llava.eval.files import write_atomically
-from llava.eval.labels import by_type, in_words, question_ids, require_known
+from llava.eval.labels import question_ids, require_known
 from llava.eval.samples import Sample
 
 SPLITS = (
@@ -65,15 +66,7 @@ class VizWiz(SplitBenchmark):
             return Scores(None, [])
         annotations = load_annotations(files.annotations)
         per_sample = score_answers(rows, annotations, files.annotations)
-        known = [annotations[picture_of(row)] for row in rows]
-        kinds = [annotation.answer_type for annotation in known]
-        return Scores(
-            100 * sum(per_sample) / len(per_sample),
-            per_sample,
-            by_type(per_sample, kinds),
-            kinds=[(kind,) for kind in kinds],
-            right=[in_words(annotation.humans) for annotation in known],
-        )
+        return human_scores(per_sample, [annotations[picture_of(row)] for row in rows])
 
     def write_files(
         self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles, folder: Path

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks.base import BenchmarkFiles, Scores
+from llava.eval.benchmarks.human import human_scores
 from llava.eval.benchmarks.splits import Split, SplitBenchmark
 from llava.eval.convert_vqav2_for_submission import UPLOAD_QUESTIONS, convert
 from llava.eval.eval_vqav2 import (
@@ -19,7 +20,7 @@ from llava.eval.eval_vqav2 import (
     score_answers,
 )
 from llava.eval.files import write_atomically
-from llava.eval.labels import by_type, in_words, question_ids
+from llava.eval.labels import question_ids
 from llava.eval.samples import Sample, read_questions
 
 SPLITS = (
@@ -62,15 +63,7 @@ class VQAv2(SplitBenchmark):
             return Scores(None, [])
         annotations = load_annotations(files.annotations)
         per_sample = score_answers(rows, annotations, files.annotations)
-        known = [annotations[str(row["question_id"])] for row in rows]
-        kinds = [annotation.answer_type for annotation in known]
-        return Scores(
-            100 * sum(per_sample) / len(per_sample),
-            per_sample,
-            by_type(per_sample, kinds),
-            kinds=[(kind,) for kind in kinds],
-            right=[in_words(annotation.humans) for annotation in known],
-        )
+        return human_scores(per_sample, [annotations[str(row["question_id"])] for row in rows])
 
     def write_files(
         self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles, folder: Path
