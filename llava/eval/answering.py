@@ -19,7 +19,14 @@ from llava.eval.answered import Row
 from llava.eval.answers import AnswerStore
 from llava.eval.errors import EvalError
 from llava.eval.near_ties import Margins
-from llava.eval.preparing import Prepared, QuestionDataset, batch_loader, left_pad
+from llava.eval.pictures import Pictures
+from llava.eval.preparing import (
+    HELD_BY_WORKER,
+    Prepared,
+    QuestionDataset,
+    batch_loader,
+    left_pad,
+)
 from llava.eval.samples import Sample, raw_question
 from llava.eval.settings import RunSettings, digest_of_json
 from visiondrop import TowerCache, Trace
@@ -68,6 +75,27 @@ def make_row(sample: Sample, settings: RunSettings, text: str, metadata: dict[st
     if sample.round_id is not None:
         row["round_id"] = sample.round_id
     return row
+
+
+def dataset_of(
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    pictures: Pictures,
+    settings: RunSettings,
+    hold_bytes: int = HELD_BY_WORKER,
+) -> QuestionDataset:
+    """The questions of a run as its model takes them."""
+    return QuestionDataset(
+        samples,
+        pictures,
+        loaded.tokenizer,
+        loaded.image_processor,
+        loaded.model.config,
+        settings.conv_mode,
+        settings.image_aspect_ratio,
+        settings.blank_picture,
+        hold_bytes,
+    )
 
 
 def answer_questions(

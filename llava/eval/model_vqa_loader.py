@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.answering import LoadedModel, answer_questions
+from llava.eval.answering import LoadedModel, answer_questions, dataset_of
 from llava.eval.answers import AnswerStore
 from llava.eval.cli import (
     add_answer_flags,
@@ -89,16 +89,7 @@ def answer(args: argparse.Namespace, everything: Sequence[Sample], pictures: Pic
     def model_and_data() -> tuple[LoadedModel, QuestionDataset]:
         nonlocal loaded
         loaded = loaded or load_model(choice)
-        return loaded, QuestionDataset(
-            samples,
-            pictures,
-            loaded.tokenizer,
-            loaded.image_processor,
-            loaded.model.config,
-            settings.conv_mode,
-            settings.image_aspect_ratio,
-            settings.blank_picture,
-        )
+        return loaded, dataset_of(loaded, samples, pictures, settings)
 
     with AnswerStore(args.answers_file, settings, samples, overwrite=args.overwrite) as store:
         if store.todo:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from llava.eval.answering import LoadedModel, answer_questions, in_several_batches
+from llava.eval.answering import LoadedModel, answer_questions, dataset_of, in_several_batches
 from llava.eval.answers import AnswerStore, take_answers
 from llava.eval.benchmarks import Benchmark, BenchmarkFiles
 from llava.eval.cli import default_workers, run_settings
@@ -93,17 +93,9 @@ class Job:
     def dataset(self, settings: RunSettings) -> QuestionDataset:
         """The questions as the model takes them, the same for all runs."""
         if self._dataset is None:
-            self._dataset = QuestionDataset(
-                self.samples,
-                self.benchmark.pictures(self.files),
-                self.loaded.tokenizer,
-                self.loaded.image_processor,
-                self.loaded.model.config,
-                settings.conv_mode,
-                settings.image_aspect_ratio,
-                settings.blank_picture,
-                HELD if self.args.workers == 0 else HELD_BY_WORKER,
-            )
+            pictures = self.benchmark.pictures(self.files)
+            held = HELD if self.args.workers == 0 else HELD_BY_WORKER
+            self._dataset = dataset_of(self.loaded, self.samples, pictures, settings, held)
         return self._dataset
 
     def answer(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,20 +18,7 @@ from playground.pocket.pool import POOL_SEED, jpeg_of
 from playground.pocket.questions import TYPES
 from playground.pocket.scene import make_scene
 from playground.pocket.sets import FORMS, SETS, gqa, mmbench, mme, pope, seed, sqa, vizwiz, vqav2
-
-ROOT = Path(generate.__file__).parent / "data" / "eval"
-NAMES = tuple(SETS)
-
-
-def load(name: str, file: str) -> Any:
-    path = ROOT / name / file
-    if path.suffix == ".jsonl" or "coco_pope" in file:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    return json.loads(path.read_text())
-
-
-def notes_of(name: str) -> list[dict[str, Any]]:
-    return load(name, "regions.json")
+from tests.playground.bundled import NAMES, ROOT, notes_of
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -17,26 +16,12 @@ import pytest
 from PIL import Image
 
 from llava.eval.benchmarks import get_benchmark
-from playground import generate
 from playground.pocket import vocabulary as v
 from playground.pocket.pool import scene_of
 from playground.pocket.scene import Scene, Thing, make_scene
-from playground.pocket.sets import SETS, gqa, mme
+from playground.pocket.sets import gqa, mme
 from playground.pocket.sets.pope import OBJECTS, objects
-
-ROOT = Path(generate.__file__).parent / "data" / "eval"
-NAMES = tuple(SETS)
-
-
-def load(name: str, file: str) -> Any:
-    path = ROOT / name / file
-    if path.suffix == ".jsonl" or "coco_pope" in file:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    return json.loads(path.read_text())
-
-
-def notes_of(name: str) -> list[dict[str, Any]]:
-    return load(name, "regions.json")
+from tests.playground.bundled import NAMES, ROOT, load, notes_of
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -14,25 +14,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from visiondrop.profiling import Flops, ModelSize, kv_bytes, prefill_flops
-
-LLAVA_15_7B = ModelSize(
-    vision_layers=24,
-    vision_layers_read=23,
-    vision_width=1024,
-    vision_mlp_width=4096,
-    num_patches=576,
-    patch_values=588,
-    has_cls=True,
-    projector_in=1024,
-    num_layers=32,
-    width=4096,
-    mlp_width=11008,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-    vocab_size=32000,
-)
+from visiondrop.profiling import LLAVA_15_7B, Flops, ModelSize, kv_bytes, prefill_flops
 
 
 def four_blocks(*totals: int) -> list[int]:

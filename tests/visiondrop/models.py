@@ -23,6 +23,16 @@ LAYERS = 8
 DECODERS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 
 
+def randomise(model: torch.nn.Module) -> None:
+    """Weights large enough that attention is uneven and scores have no ties."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "patch_embedding" not in name:
+                parameter.normal_(0, 1.4 / parameter.shape[-1] ** 0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.3)
+
+
 @functools.cache
 def tiny(
     tower: str = "clip",
@@ -69,12 +79,7 @@ def tiny(
     )
     config._attn_implementation = attention
     model = LlavaForConditionalGeneration(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "patch_embedding" not in name:
-                parameter.normal_(0, 1.4 / parameter.shape[-1] ** 0.5)
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.3)
+    randomise(model)
     model.generation_config.pad_token_id = 0
     model.set_attn_implementation(attention)
     return model.eval()

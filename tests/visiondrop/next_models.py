@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from tests.visiondrop.models import DECODERS, IMAGE, LAYERS, batch
+from tests.visiondrop.models import DECODERS, IMAGE, LAYERS, batch, randomise
 from visiondrop.functional.anyres_layout import TileGrid
 
 SIDE, TILE = 6, 24
@@ -56,12 +56,8 @@ def tiny_next(decoder: str = "llama", kv_heads: int = 4, attention: str = "sdpa"
     )
     config._attn_implementation = attention
     model = LlavaNextForConditionalGeneration(config)
+    randomise(model)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "patch_embedding" not in name:
-                parameter.normal_(0, 1.4 / parameter.shape[-1] ** 0.5)
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.3)
         model.model.image_newline.normal_(0, 1.0)
     model.generation_config.pad_token_id = 0
     model.set_attn_implementation(attention)

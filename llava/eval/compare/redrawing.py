@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from llava.eval.answering import LoadedModel, generate
+from llava.eval.answering import LoadedModel, dataset_of, generate
 from llava.eval.compare.changes import Change, Compared
 from llava.eval.compare.matching import Questions
 from llava.eval.compare.runs import Run, SeedRun
@@ -182,15 +182,11 @@ class _Side:
             seed = self.run.seeds[name]
             mine = [(d, panels) for d, panels in wanted if d.change.seeds[place] == name]
             settings = self.settings(seed)
-            dataset = QuestionDataset(
+            dataset = dataset_of(
+                loaded,
                 [drawn.change.sample for drawn, _ in mine],
                 self.questions.benchmark.pictures(self.questions.files),
-                loaded.tokenizer,
-                loaded.image_processor,
-                loaded.model.config,
-                settings.conv_mode,
-                settings.image_aspect_ratio,
-                settings.blank_picture,
+                settings,
             )
             try:
                 with torch.inference_mode(), self.method(seed)(loaded.model) as trace:

@@ -1,4 +1,4 @@
-"""Sizes of published models, for what can be counted without their weights."""
+"""Published models as the efficiency table needs them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visiondrop.adapters import Geometry
-from visiondrop.profiling.flops import ModelSize
+from visiondrop.profiling import LLAVA_15_7B, ModelSize
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,7 @@ class Preset:
         return Geometry(self.size.num_layers, self.patches, True, grid)
 
 
-VICUNA_7B = ModelSize(
-    vision_layers=24,
-    vision_layers_read=23,
-    vision_width=1024,
-    vision_mlp_width=4096,
-    num_patches=576,
-    patch_values=588,
-    has_cls=True,
-    projector_in=1024,
-    num_layers=32,
-    width=4096,
-    mlp_width=11008,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-    vocab_size=32000,
-)
-
 PRESETS = (
-    Preset("llava-1.5-7b", "llava-v1.5-7b", VICUNA_7B, 576, 66, 1, (192, 128, 64, 32)),
-    Preset("llava-next-7b", "llava-next-7b", VICUNA_7B, 2880, 113, 5, (640, 320, 160)),
+    Preset("llava-1.5-7b", "llava-v1.5-7b", LLAVA_15_7B, 576, 66, 1, (192, 128, 64, 32)),
+    Preset("llava-next-7b", "llava-next-7b", LLAVA_15_7B, 2880, 113, 5, (640, 320, 160)),
 )
