@@ -138,8 +138,8 @@ class Reducer(ABC):
         return None
 
     def with_entry(self, tokens: int) -> Reducer:
-        """The same method whose stage before the LLM keeps `tokens` >= 1."""
-        raise NotImplementedError(f"{self.name} has no number of tokens before the LLM")
+        """The same method whose stage before the LLM keeps `tokens` >= 1; of `entry_tokens` only."""
+        raise TypeError(f"{self.name} has no number of tokens before the LLM")
 
     def scaled(self, share: float) -> Reducer:
         """The same method with all its counts (not its ratios) multiplied by `share`."""
