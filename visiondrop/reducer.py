@@ -138,7 +138,7 @@ class Reducer(ABC):
         return None
 
     def with_entry(self, tokens: int) -> Reducer:
-        """The same method whose stage before the LLM keeps `tokens` >= 1; of `entry_tokens` only."""
+        """The same method whose stage before the LLM keeps `tokens` >= 1 (see `entry_tokens`)."""
         raise TypeError(f"{self.name} has no number of tokens before the LLM")
 
     def scaled(self, share: float) -> Reducer:
