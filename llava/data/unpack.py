@@ -85,7 +85,7 @@ def _broken(archive: Path) -> Iterator[None]:
         zlib.error,
         lzma.LZMAError,
         EOFError,
-        NotImplementedError,
+        NotImplementedError,  # what zipfile raises for a compression that it does not know
     ) as error:
         raise ArchiveError(
             f"{archive}: no whole zip or tar archive ({error}); was the download cut short?"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
+
+from llava.eval.files import write_atomically
 
 from .pocket_data import normalize
 from .pocket_forward import decoder_states, vision_features
@@ -192,9 +193,7 @@ def main() -> None:
     for kind, row in cells.items():
         print(kind.ljust(12) + "".join(str(row[h]).rjust(12) for h in heads))
     if args.out:
-        tmp = args.out.with_name(args.out.name + ".tmp")
-        tmp.write_text(json.dumps(cells, indent=1) + "\n")
-        os.replace(tmp, args.out)
+        write_atomically(args.out, json.dumps(cells, indent=1) + "\n")
 
 
 if __name__ == "__main__":

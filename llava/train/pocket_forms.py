@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from llava.eval.files import write_atomically
 from playground.pocket.asking import Asked
 from playground.pocket.pool import POOL, pixels_of, rng_of, scene_of
 from playground.pocket.questions import SUFFIX, all_questions
@@ -113,9 +113,7 @@ def main() -> None:
         if args.types or "/" not in name:
             print(name.ljust(34) + "".join(f"{row[h]:10.1f}" for h in heads))
     if args.out:
-        tmp = args.out.with_name(args.out.name + ".tmp")
-        tmp.write_text(json.dumps(cells, indent=1) + "\n")
-        os.replace(tmp, args.out)
+        write_atomically(args.out, json.dumps(cells, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -87,8 +87,6 @@ def test_a_tie_is_found_in_a_run(tiny_model: Path, shared_data: TinyData, tmp_pa
 @pytest.mark.parametrize("method", [Full(), VisionDrop.from_average(64, num_layers=16)])
 def test_batch_sizes_give_the_same_texts_but_for_near_ties(tmp_path: Path, method: Any) -> None:
     """The bundled model in float32, prompts of unequal length: batches of 1, 3 and 8."""
-    if not Path("checkpoints/pocket-llava").is_dir():
-        pytest.skip("the bundled model is not here")
     answers: dict[int, list[str]] = {}
     near: set[int] = set()
     name = method.name
