@@ -2,7 +2,8 @@
 
 Hooks on one model object carry a method through stock `forward` and `generate`:
 
-1. `get_image_features` of the base model is replaced on the instance by `encode_pictures`.
+1. `get_image_features` of the base model (and `get_video_features`, where the family has videos)
+   is replaced on the instance by the adapter's `features`.
 2. A pre-hook on the base model notes where the placeholders are.
 3. A pre-hook on the decoder re-packs the prompt without the dropped rows (prefill), or extends
    every block's mask and positions by the new tokens (decode).
@@ -20,21 +21,19 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from visiondrop.adapters.base import Adapter, Geometry
+from visiondrop.adapters.base import Adapter, Geometry, VisualInput
 from visiondrop.cache import is_pruned, make_pruned
-from visiondrop.encoder import Picture, encode_pictures, picture_of, whole_picture
+from visiondrop.encoder import Encoded, Encoding, Picture, whole_picture
 from visiondrop.extensions.base import Extension
 from visiondrop.layout import pack
 from visiondrop.parallel import FirstDecides, group_of_decoder
-from visiondrop.prompt import read_prompt, split_pictures
+from visiondrop.prompt import kinds_of, read_prompt, repeated, split_pictures
 from visiondrop.prompt_stage import reduce_prompts
 from visiondrop.reducer import Reducer
 from visiondrop.refusals import refuse_lost_logits, refuse_single_frames
 from visiondrop.run import Block, Run, Uncached, row_positions
 from visiondrop.stages import LayerInput, StageInput, run_stage
-from visiondrop.tile_encoder import encode_tiles
 from visiondrop.trace import Trace
 
 __all__ = ["Mechanism"]
@@ -56,7 +55,9 @@ class Mechanism:
         self.original = method.positions == "original"
         self.extensions: list[Extension] = method.extensions()
         self.handles: list[Any] = []
-        self.pending: list[Picture] | None = None
+        self.inputs = adapter.visual_inputs(model.config)
+        self.pending: dict[str, list[Picture]] = {}
+        self.saved: dict[str, Any] = {}
         self.input_ids: Tensor | None = None
         self.uncached: Uncached | None = None
         self.run: Run | None = None
@@ -65,23 +66,9 @@ class Mechanism:
 
     def attach(self) -> None:
         """Set all hooks."""
-        self.saved = self.base.__dict__.get("get_image_features")
-        stock = self.base.get_image_features
-
-        @functools.wraps(stock)
-        def get_image_features(
-            pixel_values: Tensor, *sizes: Any, **kwargs: Any
-        ) -> BaseModelOutputWithPooling:
-            tiled = self.geometry.crops
-            names = ("vision_feature_layer", "image_sizes")[: 1 + tiled]
-            kept = {k: v for k, v in kwargs.items() if k in names}
-            parts = self.model, self.adapter, self.geometry, self.method, self.trace
-            encode: Any = encode_tiles if tiled else encode_pictures
-            features = encode(*parts, pixel_values, *sizes, **kept)
-            self.note_pictures(features)
-            return BaseModelOutputWithPooling(pooler_output=features)  # type: ignore[arg-type]
-
-        self.base.get_image_features = get_image_features
+        for kind in self.inputs:
+            self.saved[kind.function] = self.base.__dict__.get(kind.function)
+            setattr(self.base, kind.function, self.encoder_of(kind))
         hooked = [
             self.model.register_forward_pre_hook(self.before_model, with_kwargs=True),
             self.base.register_forward_pre_hook(self.before_base, with_kwargs=True),
@@ -102,51 +89,68 @@ class Mechanism:
         for handle in self.handles:
             handle.remove()
         self.handles = []
-        if self.saved is not None:
-            self.base.get_image_features = self.saved
-        else:
-            self.base.__dict__.pop("get_image_features", None)
-        self.run = self.pending = self.input_ids = None
+        for function, saved in self.saved.items():
+            if saved is not None:
+                setattr(self.base, function, saved)
+            else:
+                self.base.__dict__.pop(function, None)
+        self.saved, self.pending = {}, {}
+        self.run = self.input_ids = None
 
-    def note_pictures(self, features: Any) -> None:
+    def encoder_of(self, kind: VisualInput) -> Any:
+        """What takes the place of the base model's function for a kind of visual input."""
+
+        @functools.wraps(getattr(self.base, kind.function))
+        def features(*args: Any, **kwargs: Any) -> Encoded:
+            encoding = Encoding(self.geometry, self.method, self.trace)
+            encoded = self.adapter.features(kind.modality, self.model, encoding, *args, **kwargs)
+            self.note_pictures(kind, encoded)
+            return encoded
+
+        return features
+
+    def note_pictures(self, kind: VisualInput, output: Any) -> None:
         """Remember what the feature rows of the prompt to come mean."""
-        pictures = []
-        for rows in features:
-            picture = picture_of(rows)
-            if picture is None:
-                if self.method.before_llm:
-                    raise ValueError(
-                        f"{self.method.name!r} reduces at the encoder but was handed features "
-                        "encoded elsewhere (mm_encoder_outputs from outside the `with` block, or "
-                        "prefill_chunk_size); give pixel_values, leave prefill_chunk_size unset"
-                    )
-                picture = whole_picture(rows.shape[0], self.geometry, rows.device)
-            pictures.append(picture)
-        self.pending = pictures
+        pictures = getattr(output, "pictures", None)
+        if pictures is None:
+            if self.method.before_llm:
+                raise ValueError(
+                    f"{self.method.name!r} reduces at the encoder but was handed features "
+                    "encoded elsewhere (mm_encoder_outputs from outside the `with` block, or "
+                    "prefill_chunk_size); give pixel_values, leave prefill_chunk_size unset"
+                )
+            pictures = [
+                whole_picture(rows.shape[0], self.geometry, rows.device)
+                for rows in output.pooler_output
+            ]
+        self.pending[kind.modality] = pictures
 
     # ------------------------------------------------------------------ before the decoder
 
     def before_model(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Refuse what a shortened sequence cannot answer."""
-        refuse_lost_logits(self.method, kwargs)
+        refuse_lost_logits(self.method, self.inputs, kwargs)
 
     def before_base(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the prompt's ids and, where they were encoded before, its pictures."""
         self.input_ids = kwargs.get("input_ids", args[0] if args else None)
-        self.pending = None
+        self.pending = {}
         encoded = kwargs.get("mm_encoder_outputs") or {}
-        if self.input_ids is not None and (encoded or kwargs.get("pixel_values") is not None):
-            visual = self.input_ids == self.adapter.image_token_id(self.model.config)
-            refuse_single_frames(self.method, self.geometry, visual)
-        if encoded.get("image") is not None:
+        for kind in self.inputs:
+            known = encoded.get(kind.modality)
+            if known is None and kwargs.get(kind.pixels) is None:
+                continue
             if self.input_ids is None:
                 raise ValueError("pictures with inputs_embeds: give input_ids, to know their place")
-            self.note_pictures(encoded["image"].pooler_output)
+            visual = self.input_ids == kind.token_id
+            refuse_single_frames(self.method, self.geometry, visual)
+            if known is not None:
+                self.note_pictures(kind, known)
 
     def before_decoder(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Re-pack the prompt, or go on with a re-packed one."""
         cache = kwargs.get("past_key_values")
-        pictures, self.pending = self.pending, None
+        pictures, self.pending = self.pending, {}
         if is_pruned(cache):
             if pictures:
                 raise ValueError(
@@ -165,7 +169,7 @@ class Mechanism:
         return args, self.prefill(pictures, cache, kwargs)
 
     def prefill(
-        self, pictures: list[Picture], cache: Any, kwargs: dict[str, Any]
+        self, pictures: dict[str, list[Picture]], cache: Any, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """Replace embeddings, mask and positions by those without the dropped rows."""
         embeds: Tensor = kwargs["inputs_embeds"]
@@ -185,11 +189,12 @@ class Mechanism:
                 "2-dimensional mask of padding, [batch, length]"
             )
         device = embeds.device
-        token = self.adapter.image_token_id(self.model.config)
+        kinds = kinds_of(self.input_ids, [kind.token_id for kind in self.inputs])
+        queues = [pictures.get(kind.modality, []) for kind in self.inputs]
+        own = split_pictures(kinds, repeated(kinds, queues))
         if self.method.before_llm and self.method.before == "prompt":
-            own = split_pictures((self.input_ids == token).cpu().numpy(), pictures)
-            pictures = sum(reduce_prompts(self.method, self.geometry, own), [])
-        prompt = read_prompt(self.input_ids, mask, token, pictures, embeds)
+            own = reduce_prompts(self.method, self.geometry, own)
+        prompt = read_prompt(kinds > 0, mask, own, embeds)
         run = Run(True, cache, rows=prompt.rows, stages=prompt.stages, real=prompt.real)
         run.columns = self.input_ids.shape[1]
         if cache is None:

@@ -2,8 +2,7 @@
 
 The number of feature rows stays what the placeholders in the prompt expect: rows that were dropped
 are NaN, so that stock code carries them and nothing wrong can come of one that slips through. What
-the rows mean travels as an attribute of each picture's tensor; stock beam expansion repeats the
-same objects.
+the rows mean travels beside them, see `Encoded`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from visiondrop.adapters.base import Adapter, Geometry, TowerOutput, following_projections
 from visiondrop.functional.anyres_layout import TileGrid
@@ -26,9 +26,7 @@ from visiondrop.tower_blocks import run_merging_vit
 from visiondrop.trace import CLS, StageTrace, Trace
 from visiondrop.views import EncoderView, ProjectedView
 
-__all__ = ["Picture", "encode_pictures", "picture_of"]
-
-_ATTRIBUTE = "_visiondrop_picture"
+__all__ = ["Encoded", "Encoding", "Picture", "encode_pictures"]
 
 
 @dataclass
@@ -79,14 +77,27 @@ class Picture:
         return 0 if self.overflow is None else self.overflow.shape[0]
 
 
-def set_picture(features: Tensor, picture: Picture) -> None:
-    """Say what the rows of a picture's features mean."""
-    setattr(features, _ATTRIBUTE, picture)
+@dataclass
+class Encoded(BaseModelOutputWithPooling):
+    """What `get_image_features` gives inside a `with` block.
+
+    Attributes:
+        pooler_output: feature rows, one tensor [rows, D'] a picture or all in one [B, rows, D'], as
+            the stock function has them. generate() repeats them for beams.
+        pictures: what they mean. A field of the output, so that whatever moves or copies it takes
+            them along; never repeated, see `prompt.repeated`.
+    """
+
+    pictures: list[Picture] | None = None
 
 
-def picture_of(features: Tensor) -> Picture | None:
-    """What the rows of a picture's features mean; None where they were made elsewhere."""
-    return getattr(features, _ATTRIBUTE, None)
+@dataclass(frozen=True)
+class Encoding:
+    """What every encoder needs to know beside the pictures: sizes, the method, the record."""
+
+    geometry: Geometry
+    method: Any
+    trace: Trace
 
 
 def pixel_key(pixels: Tensor) -> str:
@@ -129,16 +140,12 @@ def one_each(given: list[str], count: int, what: str, call: str) -> list[str]:
 def encode_pictures(
     model: nn.Module,
     adapter: Adapter,
-    geometry: Geometry,
-    method: Reducer,
-    trace: Trace,
+    encoding: Encoding,
     pixel_values: Tensor,
     **kwargs: Any,
-) -> list[Tensor]:
-    """Encode pictures [B, 3, h, w], reduce, project.
-
-    Returns: B tensors [rows, D']; each knows its `Picture` (`picture_of`).
-    """
+) -> Encoded:
+    """Encode pictures [B, 3, h, w], reduce, project."""
+    geometry, method, trace = encoding.geometry, encoding.method, encoding.trace
     place = method.before if method.before_llm else None
     if "text encoder" in method.needs:
         picture_questions(
@@ -219,8 +226,7 @@ def encode_pictures(
                 reduction.target[0],
                 reduction.contextual[0],
             )
-        picture = out[i]
-        picture[: min(tokens, rows)] = own[:rows]
+        out[i, : min(tokens, rows)] = own[:rows]
         # CLS takes the place of the first patch where the unpruned prompt has no row for it.
         slot = (ids + int(geometry.cls_in_prompt)).clamp(min=0)
         overflow = own[rows:] if tokens > rows else None
@@ -229,9 +235,8 @@ def encode_pictures(
             info.score = reduction.score[0]
         if place == "prompt":
             info.features, info.pixels = own, pixel_values[i]
-        set_picture(picture, info)
-        pictures.append(picture)
-    return pictures
+        pictures.append(info)
+    return Encoded(pooler_output=list(out), pictures=pictures)  # type: ignore[arg-type]
 
 
 def merge_in_tower(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from visiondrop.encoder import Picture
 from visiondrop.layout import Row, Segment
 from visiondrop.trace import StageTrace
 
-__all__ = ["Prompt", "read_prompt"]
+__all__ = ["Prompt", "kinds_of", "read_prompt", "repeated", "split_pictures"]
 
 
 @dataclass
@@ -36,22 +37,56 @@ class Prompt:
     stages: list[list[StageTrace]]
 
 
+def kinds_of(input_ids: Tensor, token_ids: Sequence[int]) -> np.ndarray:
+    """[B, S] on the host: 1 + k where the prompt holds the placeholder `token_ids[k]`, 0 else."""
+    ids = input_ids.cpu().numpy()
+    kinds = np.zeros_like(ids)
+    for k, token in enumerate(token_ids):
+        kinds[ids == token] = 1 + k
+    return kinds
+
+
+def repeated(kinds: np.ndarray, queues: Sequence[list[Picture]]) -> list[list[Picture]]:
+    """The pictures of each kind for all rows: of a prompt that stands in several rows (beams,
+    samples), the same ones for each.
+
+    Args:
+        kinds: [B, S], see `kinds_of`.
+        queues: for each kind the encoded pictures in reading order, each once.
+    """
+    out = []
+    for k, queue in enumerate(queues):
+        counts = (kinds == 1 + k).sum(1).tolist()
+        rows = sum(picture.rows for picture in queue)
+        times = sum(counts) // rows if rows and sum(counts) % rows == 0 else 1
+        if times < 2 or len(counts) % times:
+            out.append(queue)
+            continue
+        rest, all_rows = list(queue), []
+        for count in counts[::times]:
+            own: list[Picture] = []
+            while rest and sum(picture.rows for picture in own) < count:
+                own.append(rest.pop(0))
+            all_rows += own * times
+        out.append(all_rows)
+    return out
+
+
 def read_prompt(
-    input_ids: Tensor,
+    visual: np.ndarray,
     attention_mask: Tensor | None,
-    image_token_id: int,
-    pictures: list[Picture],
+    pictures: list[list[Picture]],
     embeds: Tensor,
 ) -> Prompt:
     """Read a batch of prompts.
 
     Args:
-        input_ids: [B, S]; attention_mask: [B, S] of padding or None; embeds: [B, S, D'].
-        pictures: in reading order over the batch.
+        visual: [B, S] bool, where they hold placeholders; attention_mask: [B, S] of padding or
+            None; embeds: [B, S, D'].
+        pictures: of each row, in reading order (`split_pictures`).
 
-    Raises `ValueError` where placeholders and pictures do not fit.
+    Raises `ValueError` where the placeholders of a picture do not stand together.
     """
-    visual = (input_ids == image_token_id).cpu().numpy()
     if attention_mask is None:
         real = np.ones_like(visual)
     else:
@@ -63,7 +98,7 @@ def read_prompt(
     pool, pool_size = [embeds.reshape(flat, -1)], flat
     place_pool, place_size = [torch.from_numpy(counted.reshape(-1)).to(device)], flat
     index, place_index, rows, stages = [], [], [], []
-    for r, own in enumerate(split_pictures(visual, pictures)):
+    for r, own in enumerate(pictures):
         columns = np.flatnonzero(real[r])
         is_visual = visual[r, columns]
         row, picks, places, at = Row(0), [], [], 0
@@ -122,26 +157,36 @@ def find_run(is_visual: np.ndarray, at: int, length: int, row: int, number: int)
     return first
 
 
-def split_pictures(visual: np.ndarray, pictures: list[Picture]) -> list[list[Picture]]:
-    """The pictures of each row, in reading order.
+def split_pictures(kinds: np.ndarray, queues: Sequence[list[Picture]]) -> list[list[Picture]]:
+    """The pictures of each row, in reading order, whatever kinds stand among each other.
+
+    Args:
+        kinds: [B, S], see `kinds_of`.
+        queues: for each kind the pictures in reading order over the batch.
 
     Raises `ValueError` where the placeholders of a row do not add up to whole pictures.
     """
-    out, rest = [], list(pictures)
-    for r, count in enumerate(visual.sum(1).tolist()):
-        own = []
-        while count > 0 and rest and rest[0].rows <= count:
-            own.append(rest.pop(0))
-            count -= own[-1].rows
-        if count:
+    out, rest = [], [list(queue) for queue in queues]
+    for r, row in enumerate(kinds):
+        own: list[Picture] = []
+        places = row[row > 0]
+        while len(places):
+            queue = rest[places[0] - 1]
+            if not queue or not (places[: queue[0].rows] == places[0]).all():
+                break
+            if queue[0].rows > len(places):
+                break
+            own.append(queue.pop(0))
+            places = places[own[-1].rows :]
+        if len(places):
             raise ValueError(
-                f"row {r} has {int(visual[r].sum())} placeholders of visual tokens, which do not "
+                f"row {r} has {int((row > 0).sum())} placeholders of visual tokens, which do not "
                 f"add up to its pictures ({', '.join(str(p.rows) for p in own) or 'none'}); put "
                 "one run of placeholders per picture into the prompt, without truncation"
             )
         out.append(own)
-    if rest:
-        raise ValueError(f"{len(rest)} pictures more than the prompts have placeholders for")
+    if left := sum(map(len, rest)):
+        raise ValueError(f"{left} pictures more than the prompts have placeholders for")
     return out
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from visiondrop.adapters.base import Geometry
+from visiondrop.adapters.base import Geometry, VisualInput
 from visiondrop.reducer import NEEDS, Reducer, without
 
 __all__ = ["refuse_lost_logits", "refuse_single_frames"]
 
 
-def refuse_lost_logits(method: Reducer, kwargs: dict[str, Any]) -> None:
+def refuse_lost_logits(
+    method: Reducer, inputs: Sequence[VisualInput], kwargs: dict[str, Any]
+) -> None:
     """Refuse a forward that asks for logits of tokens that may be dropped.
 
     Args:
-        kwargs: of the model's forward.
+        inputs: the model's kinds of visual input; kwargs: of its forward.
 
     Raises `ValueError` with the remedy.
     """
@@ -26,7 +29,8 @@ def refuse_lost_logits(method: Reducer, kwargs: dict[str, Any]) -> None:
             "or score losses outside the `with` block"
         )
     whole = isinstance(keep := kwargs.get("logits_to_keep", 0), int) and keep == 0
-    with_pictures = kwargs.get("pixel_values") is not None or kwargs.get("mm_encoder_outputs")
+    raw = any(kwargs.get(kind.pixels) is not None for kind in inputs)
+    with_pictures = raw or kwargs.get("mm_encoder_outputs")
     if whole and with_pictures and (method.before_llm or method.inside_llm):
         raise ValueError(
             "logits of all positions were asked for, but dropped tokens have none; pass "

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visiondrop.adapters.base import Geometry, TowerOutput, following_projections
-from visiondrop.encoder import one_each, picture_keys
+from visiondrop.adapters.base import TowerOutput, following_projections
+from visiondrop.encoder import Encoded, Encoding, one_each, picture_keys
 from visiondrop.merging import Reduction, gather, per_picture
 from visiondrop.reducer import Reducer
 from visiondrop.tile_packing import Kept, TiledBatch, pack_picture
 from visiondrop.tiles import PictureChoice, tile_budgets
-from visiondrop.trace import Trace
 from visiondrop.views import EncoderView, ProjectedView
 
 __all__ = ["encode_tiles"]
@@ -30,20 +29,17 @@ __all__ = ["encode_tiles"]
 def encode_tiles(
     model: nn.Module,
     adapter: Any,
-    geometry: Geometry,
-    method: Reducer,
-    trace: Trace,
+    encoding: Encoding,
     pixel_values: Tensor,
     image_sizes: Any,
     **kwargs: Any,
-) -> list[Tensor]:
+) -> Encoded:
     """Encode any-resolution pictures, reduce, project, pack.
 
     Args:
         pixel_values, image_sizes: as the model takes them, see the adapter's `tiles`.
-
-    Returns: one tensor [rows, D'] per picture; each knows its `Picture` (`encoder.picture_of`).
     """
+    geometry, method, trace = encoding.geometry, encoding.method, encoding.trace
     stacks, grids = adapter.tiles(model, pixel_values, image_sizes)
     batch = TiledBatch(stacks, grids, method, geometry, trace)
     pixels = torch.cat(stacks)
@@ -96,14 +92,16 @@ def encode_tiles(
     keys: list[str | None] = [None] * len(stacks)
     if trace.keys is not None or method.seeded:
         keys = list(picture_keys(stacks, trace))
-    out = []
+    out, pictures = [], []
     for p, tiles in enumerate(map(batch.of, range(len(grids)))):
         of = slice(tiles.start, tiles.stop)
         chosen = choices[p], reduced[p], keys[p]
-        out.append(
-            pack_picture(batch, p, kept[of], embeddings[of], adapter.newline(model), *chosen)
+        rows, picture = pack_picture(
+            batch, p, kept[of], embeddings[of], adapter.newline(model), *chosen
         )
-    return out
+        out.append(rows)
+        pictures.append(picture)
+    return Encoded(pooler_output=out, pictures=pictures)  # type: ignore[arg-type]
 
 
 ViewOf = Callable[[Sequence[int], Tensor | None], EncoderView]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.encoder import Picture, picture_keys, picture_questions, set_picture
+from visiondrop.encoder import Picture, picture_keys, picture_questions
 from visiondrop.functional.anyres_layout import NEWLINE, TileGrid, assemble, picture_order
 from visiondrop.reducer import Reducer
 from visiondrop.tiles import PictureChoice, Tiles
@@ -87,7 +87,7 @@ def pack_picture(
     choice: PictureChoice | None,
     reduced: bool,
     key: str | None,
-) -> Tensor:
+) -> tuple[Tensor, Picture]:
     """[rows, D'], the feature rows of one picture, and what they mean.
 
     Args:
@@ -153,8 +153,7 @@ def pack_picture(
         info.score = ordered(scores, 0)  # type: ignore[arg-type]
     if reduced:
         info.stage = record(batch, kept, counts, order, identity, ordered, grid)
-    set_picture(out, info)
-    return out
+    return out, info
 
 
 def record(

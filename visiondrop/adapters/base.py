@@ -9,16 +9,20 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from visiondrop.parallel import all_heads
 
+if TYPE_CHECKING:
+    from visiondrop.encoder import Encoded, Encoding
+
 __all__ = [
     "Adapter",
     "Geometry",
     "TowerOutput",
+    "VisualInput",
     "following_projections",
     "layers_to_run",
     "run_vit",
@@ -74,6 +78,27 @@ class TowerOutput:
     scale: float
 
 
+@dataclass(frozen=True)
+class VisualInput:
+    """One kind of visual input.
+
+    Attributes:
+        modality: "image" or "video": `get_{modality}_features` of the base model encodes it, and
+            `mm_encoder_outputs` holds what was encoded before under this name.
+        token_id: the placeholder in `input_ids` for one visual token.
+        pixels: what the model calls the pixels.
+    """
+
+    modality: str
+    token_id: int
+    pixels: str = "pixel_values"
+
+    @property
+    def function(self) -> str:
+        """Of the base model."""
+        return f"get_{self.modality}_features"
+
+
 class Adapter(ABC):
     """One model family."""
 
@@ -104,8 +129,22 @@ class Adapter(ABC):
     def project(self, model: nn.Module, features: Tensor) -> Tensor:
         """Vision features [..., D] to decoder embeddings [..., D']."""
 
+    @abstractmethod
+    def features(
+        self, modality: str, model: nn.Module, encoding: Encoding, *args: Any, **kwargs: Any
+    ) -> Encoded:
+        """What `get_{modality}_features` gives, reduced.
+
+        Args:
+            args, kwargs: as the stock function takes them.
+        """
+
+    def visual_inputs(self, config: Any) -> tuple[VisualInput, ...]:
+        """The kinds of visual input; most families have pictures alone."""
+        return (VisualInput("image", self.image_token_id(config)),)
+
     def image_token_id(self, config: Any) -> int:
-        """The placeholder in `input_ids` for one visual token."""
+        """The placeholder in `input_ids` for one visual token of a picture."""
         return int(config.image_token_id)
 
     def attention_inputs(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from visiondrop.adapters.base import Adapter, Geometry, TowerOutput, layers_to_run, run_vit
+
+if TYPE_CHECKING:
+    from visiondrop.encoder import Encoded, Encoding
 
 
 class LlavaAdapter(Adapter):
@@ -60,6 +63,16 @@ class LlavaAdapter(Adapter):
         """Run the tower up to the layer that is read."""
         tower, num_layers = self.tower(model, **kwargs)
         return run_vit(tower, pixel_values, num_layers)
+
+    def features(
+        self, modality: str, model: nn.Module, encoding: Encoding, *args: Any, **kwargs: Any
+    ) -> Encoded:
+        """Pictures [B, 3, h, w], one tile each."""
+        from visiondrop.encoder import encode_pictures
+
+        given = dict(zip(("pixel_values",), args, strict=False)) | kwargs
+        names = ("pixel_values", "vision_feature_layer")
+        return encode_pictures(model, self, encoding, **{n: given[n] for n in names if n in given})
 
     def project(self, model: nn.Module, features: Tensor) -> Tensor:
         """The multi-modal projector."""

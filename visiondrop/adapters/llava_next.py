@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from visiondrop.adapters.base import Geometry
 from visiondrop.adapters.llava import LlavaAdapter
 from visiondrop.functional.anyres_layout import TileGrid
+
+if TYPE_CHECKING:
+    from visiondrop.encoder import Encoded, Encoding
 
 
 class LlavaNextAdapter(LlavaAdapter):
@@ -31,6 +34,16 @@ class LlavaNextAdapter(LlavaAdapter):
         most = max((h // size) * (w // size) for h, w in config.image_grid_pinpoints)
         sizes = {**vars(one), "num_patches": (1 + most) * one.num_patches, "crops": True}
         return Geometry(**sizes)
+
+    def features(
+        self, modality: str, model: nn.Module, encoding: Encoding, *args: Any, **kwargs: Any
+    ) -> Encoded:
+        """Pictures of several tiles, each packed as the model packs it."""
+        from visiondrop.tile_encoder import encode_tiles
+
+        given = dict(zip(("pixel_values", "image_sizes"), args, strict=False)) | kwargs
+        names = ("pixel_values", "image_sizes", "vision_feature_layer")
+        return encode_tiles(model, self, encoding, **{n: given[n] for n in names if n in given})
 
     def tiles(
         self, model: nn.Module, pixel_values: Tensor, image_sizes: Any
