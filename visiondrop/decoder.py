@@ -27,6 +27,7 @@ from visiondrop.cache import is_pruned, make_pruned
 from visiondrop.encoder import Encoded, Encoding, Picture, whole_picture
 from visiondrop.extensions.base import Extension
 from visiondrop.layout import pack
+from visiondrop.mrope import new_planes, note_deltas, prompt_planes, resume_deltas
 from visiondrop.parallel import FirstDecides, group_of_decoder
 from visiondrop.prompt import kinds_of, read_prompt, repeated, split_pictures
 from visiondrop.prompt_stage import reduce_prompts
@@ -135,6 +136,8 @@ class Mechanism:
         """Note the prompt's ids and, where they were encoded before, its pictures."""
         self.input_ids = kwargs.get("input_ids", args[0] if args else None)
         self.pending = {}
+        if self.geometry.mrope and is_pruned(cache := kwargs.get("past_key_values")):
+            resume_deltas(self.base, cache)
         encoded = kwargs.get("mm_encoder_outputs") or {}
         for kind in self.inputs:
             known = encoded.get(kind.modality)
@@ -207,6 +210,9 @@ class Mechanism:
         elif self.original:
             run.places = row_positions(run, device)
             run.real = run.lengths[0]
+        if self.geometry.mrope:
+            run.planes = prompt_planes(kwargs.get("position_ids"), mask, embeds)
+            note_deltas(self.base, cache, embeds.shape[0])
         if self.method.uses_input:
             run.entry = packed, run.rows
         self.run = run
@@ -233,11 +239,14 @@ class Mechanism:
         if new_mask is not None:
             steps = (new_mask.long().cumsum(1) - 1).clamp(min=0)
         cache.armed = True
+        planes = None
+        if self.geometry.mrope:
+            planes = new_planes(kwargs.get("position_ids"), embeds, cache.logical)
         run = Run(False, cache, columns=new, new_mask=new_mask)
         shared: Block | None = None
         for held in cache.blocks:
             first = cache.logical_count if self.original else held.count
-            positions = first.to(embeds.device)[:, None] + steps
+            positions = planes if planes is not None else first.to(embeds.device)[:, None] + steps
             held.extend(new_mask, new)
             attention = self.make_mask(embeds, held.mask, cache, held.first_layer)
             if self.original and shared is not None:

@@ -49,6 +49,8 @@ class Picture:
         grid: the tiles of an any-resolution picture; None for one tile.
         newlines: [tokens] bool on the host, the newlines that LLM stages do not see; None without.
         share: by what the counts of LLM stages are multiplied, see `Tiles.share_of`.
+        shape: (frames, rows, columns) of its tokens where pictures differ in them; None where the
+            model's geometry says them.
     """
 
     rows: int
@@ -65,6 +67,7 @@ class Picture:
     grid: TileGrid | None = None
     newlines: np.ndarray | None = None
     share: float = 1.0
+    shape: tuple[int, int, int] | None = None
 
     @property
     def full(self) -> int:

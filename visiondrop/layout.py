@@ -32,6 +32,7 @@ class Segment:
         full: visual tokens of the picture that entered decoder layer 0 (`encoder.Picture.full`).
         score: [length], what an earlier stage gave each token to carry, see `Reduction`.
         grid, newlines, share: of an any-resolution picture, see `encoder.Picture`.
+        shape: of a picture of native resolution, see `encoder.Picture`.
     """
 
     start: int
@@ -45,6 +46,7 @@ class Segment:
     grid: TileGrid | None = None
     newlines: np.ndarray | None = None
     share: float = 1.0
+    shape: tuple[int, int, int] | None = None
 
     @property
     def newline_count(self) -> int:

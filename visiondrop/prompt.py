@@ -128,6 +128,7 @@ def read_prompt(
                     picture.grid,
                     picture.newlines,
                     picture.share,
+                    picture.shape,
                 )
             )
             at = first + picture.rows

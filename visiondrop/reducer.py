@@ -44,7 +44,8 @@ HIDDEN = {"composed", "oracle"}
 NEEDS = {
     "cls": "the attention of a CLS token in the vision tower",
     "crops": "pictures cut into several crops beside a thumbnail (any resolution)",
-    "frames": "several pictures in a prompt, as frames in order",
+    "frames": "several pictures of one size in a prompt, as frames in order",
+    "patches": "one visual token for each patch of the vision tower",
 }
 
 
@@ -64,8 +65,8 @@ class Reducer(ABC):
     signal: ClassVar[str] = ""
     """What it judges tokens by, in a few words."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """What must be there: "cls", "crops" (of the model), "frames" (of the prompt), "text encoder"
-    (beside the model).
+    """What must be there: "cls", "crops", "patches" (of the model), "frames" (of the prompt), "text
+    encoder" (beside the model).
     """
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings of papers and released codes under their own names."""
@@ -294,22 +295,24 @@ class Reducer(ABC):
         """
         from visiondrop.adapters import adapter_of
         from visiondrop.decoder import Mechanism
+        from visiondrop.mrope import keeping_positions
 
         adapter = adapter_of(model)
         geometry = adapter.geometry(model.config)
-        self.check(geometry)
+        method = keeping_positions(self) if geometry.mrope else self
+        method.check(geometry)
         if model in _ACTIVE:
             raise RuntimeError(
                 f"this model runs {_ACTIVE[model].name!r} already, {self.name!r} cannot be entered "
                 "on top; leave the first `with` block, or compose: `with (a + b)(model)`"
             )
-        trace = Trace(self.to_dict(), geometry.grid)
+        trace = Trace(method.to_dict(), geometry.grid)
         trace.set_keys(keys)
         trace.set_questions(questions)
         if tower_cache is not None:
             trace.towers = tower_cache
         _ACTIVE[model] = self
-        mechanism = Mechanism(model, adapter, geometry, self, trace)
+        mechanism = Mechanism(model, adapter, geometry, method, trace)
         try:
             mechanism.attach()
             yield trace

@@ -36,7 +36,9 @@ class Run:
         rows: the present layout; visual (and by picture), lengths, newlines, padding: per block so
             far, per row.
         stages: records per row.
-        places: [B, S] positions in the unpruned sequence, None where positions are renumbered.
+        places: [B, S] places in the unpruned sequence, None where positions are renumbered.
+        planes: [P, B, S0], with M-RoPE, the positions of each row's tokens by their places there;
+            None where places are positions.
         blocks: the blocks after the first (prefill), or all of them (decode).
         columns: columns of the unpruned input; real: real tokens among them, per row.
         new_mask: [B, columns] of a decode step, None where all are real.
@@ -55,6 +57,7 @@ class Run:
     stages: list[list[StageTrace]] = field(default_factory=list)
     padding: list[Tensor | None] = field(default_factory=list)
     places: Tensor | None = None
+    planes: Tensor | None = None
     blocks: list[Block] = field(default_factory=list)
     columns: int = 0
     real: list[int] = field(default_factory=list)
@@ -134,7 +137,10 @@ class Uncached:
 
 
 def row_positions(run: Run, device: torch.device) -> Tensor:
-    """[B, S] positions of the present packing."""
+    """[B, S], with M-RoPE [P, B, S], positions of the present packing."""
+    if run.places is not None and run.planes is not None:
+        places = run.places.to(run.planes.device)
+        return run.planes.gather(2, places.expand(run.planes.shape[0], -1, -1))
     if run.places is not None:
         return run.places
     padding, lengths = run.padding[-1], run.lengths[-1]

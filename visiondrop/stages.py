@@ -103,6 +103,14 @@ def text_after(row: Row, segment: Segment, tail: int = 0) -> list[int]:
     return [p for p in range(first, row.length - tail) if p not in visual]
 
 
+def grid_of(segment: Segment) -> tuple[int, int] | None:
+    """(rows, columns) of a picture of native resolution, a video's frames below each other."""
+    if segment.shape is None:
+        return None
+    frames, rows, columns = segment.shape
+    return frames * rows, columns
+
+
 def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutcome:
     """Reduce before decoder layer `stage.index`."""
     hidden, rows = stage.now.hidden, stage.rows
@@ -120,7 +128,7 @@ def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutc
                 key = (*key, shape_of(stage.entry[1][r], stage.tail))
             if segment.newlines is not None:
                 key = (*key, segment.newlines.tobytes())
-            groups[(*key, segment.full, segment.share)].append((r, s))
+            groups[(*key, segment.full, segment.share, segment.shape)].append((r, s))
 
     pool, place_pool, size = [hidden.reshape(batch * width, -1)], [], batch * width
     places = stage.places
@@ -164,6 +172,7 @@ def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutc
                     segment.grid,
                     newlines,
                     segment.share,
+                    segment.shape,
                 ),
             )
             pool.append(reduction.features[0].to(hidden.dtype))
@@ -229,7 +238,7 @@ def make_view(
         adapter.scaling(now.layer),
         make_keys=functools.partial(sample_keys, segments),
         identity=of_tokens([segment.identity for segment in segments]),
-        grid=stage.grid,
+        grid=grid_of(segments[0]) or stage.grid,
         full=segments[0].full,
         score=None if any(s is None for s in scores) else of_tokens(scores),  # type: ignore[arg-type]
         places=None if seen is None else start + seen,

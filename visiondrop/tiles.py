@@ -57,11 +57,15 @@ class Tiles:
         Args:
             num_patches: patches of all tiles of the largest picture.
         """
+        return self.share_of_parts(grid.tiles, grid.tiles * grid.side**2, num_patches)
+
+    def share_of_parts(self, parts: int, tokens: int, num_patches: int) -> float:
+        """The same for a picture, or a video, of so many parts (tiles, or frames) and tokens."""
         if self.budget == "picture":
             return 1.0
         if self.budget == "tile":
-            return float(grid.tiles)
-        return grid.tiles * grid.side**2 / num_patches
+            return float(parts)
+        return tokens / num_patches
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -43,6 +43,10 @@ class Geometry:
         tower_layers: layers of the vision tower that are run, 0 where features are put together
             from several.
         tower_width: size of its hidden states, 0 where unknown.
+        merged: whether one visual token is made of several patches (`merged_tokens.MergedView`).
+        native: whether each picture has a number of tokens of its own; `num_patches` is then the
+            most that there can be, and `grid` about its shape.
+        mrope: whether positions have several planes (`visiondrop.mrope`).
     """
 
     num_layers: int
@@ -53,11 +57,19 @@ class Geometry:
     crops: bool = False
     tower_layers: int = 0
     tower_width: int = 0
+    merged: bool = False
+    native: bool = False
+    mrope: bool = False
 
     @property
     def lacks(self) -> set[str]:
         """What methods may need (`Reducer.needs`) and this model has not."""
-        has = {"cls": self.has_cls, "crops": self.crops}
+        has = {
+            "cls": self.has_cls,
+            "crops": self.crops,
+            "patches": not self.merged,
+            "frames": not self.native,
+        }
         return {need for need, there in has.items() if not there}
 
 

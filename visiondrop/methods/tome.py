@@ -43,6 +43,7 @@ class ToMe(PictureBudget):
     paper = "arXiv 2210.09461"
     where = "inside the ViT"
     signal = "bipartite merging, sizes carried"
+    needs = ("patches",)
     before = "tower"
     flops_by_ledger = False  # the tower is cheaper, block by block
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"auroracap-0.1": {"tokens": 93}}

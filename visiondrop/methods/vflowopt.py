@@ -55,6 +55,7 @@ class VFlowOpt(Reducer):
     where = "before the LLM + inside it"
     signal = "calibrated attention + patch entropy, recycling, searched ratios"
     before_llm = True
+    needs = ("patches",)
     before = "projected"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         f"{share:.0%}": dict(setting) for share, setting in RELEASED.items()

@@ -70,9 +70,10 @@ class Yopo(Reducer):
         super().check(geometry)
         if self.window is not None and (self.window < 1 or self.window % 2 == 0):
             raise ValueError(f"yopo: window={self.window}; give an odd number from 1, or None")
-        if self.window is not None and geometry.crops:
+        if self.window is not None and (geometry.crops or geometry.native):
             raise ValueError(
-                "yopo: a window needs one patch grid, this model packs crops; give window=None"
+                "yopo: a window needs one patch grid, and pictures differ in theirs on this model; "
+                "give window=None"
             )
         if not 0 < self.neurons <= 1 or not 0 <= self.layers <= 1:
             raise ValueError(
