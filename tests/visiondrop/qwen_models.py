@@ -93,9 +93,11 @@ def row(before: int, after: int, seed: int, visuals: list[Visual]) -> list[int]:
 
 
 def inputs(
-    rows: list[list[int]], visuals: list[list[Visual]], seconds: float = 1.5
+    family: str, rows: list[list[int]], visuals: list[list[Visual]], seconds: float = 1.5
 ) -> dict[str, Any]:
-    """What the processor would give: left-padded ids, mask, token types, pixels, grids."""
+    """What the processor would give: left-padded ids, mask, token types, pixels, grids, and for
+    Qwen2.5-VL how many seconds a video's temporal patch lasts.
+    """
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(r)) + r for r in rows])
     mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
@@ -108,7 +110,7 @@ def inputs(
             out[pixels] = torch.cat([patches(*one) for one in own])
             grids = [(t, h * MERGE, w * MERGE) for (t, h, w), _ in own]
             out[f"{kind}_grid_thw"] = torch.tensor(grids)
-            if kind == "video":
+            if kind == "video" and family == "qwen2_5_vl":
                 out["second_per_grid_ts"] = torch.full((len(own),), seconds)
     return out
 
