@@ -109,9 +109,15 @@ class EncoderView:
     @cached_property
     def saliency(self) -> Tensor:
         """[G, n], `cls_attention`; without CLS the mean of all patches' attention instead."""
-        if self.has_cls:
-            return self.cls_attention
-        return column_mean(self.query, self.key, self.scale, causal=False)
+        return self.cls_attention if self.has_cls else self.patch_attention
+
+    @cached_property
+    def patch_attention(self) -> Tensor:
+        """[G, n], attention of the patches to each patch, softmax over all T keys, mean over heads
+        and patches.
+        """
+        query = self.query[:, :, int(self.has_cls) :]
+        return column_mean(query, self.key, self.scale, causal=False)
 
     @property
     def sizes(self) -> Tensor:

@@ -57,7 +57,7 @@ class Scope(PictureBudget):
 
     def encoder_stage(self, view: EncoderView) -> Reduction:
         """Pick, sort, drop."""
-        attention = view.saliency * view.query.shape[1]
+        attention = view.saliency * view.key.shape[1]
         picks = coverage_order(
             cosine_matrix(view.patches),
             self.tokens,

@@ -25,7 +25,7 @@ from visiondrop.schedule import (
     split_total,
     stage_layers,
 )
-from visiondrop.scoring import CausalCorrection, attention_row, column_mean, top_tokens
+from visiondrop.scoring import CausalCorrection, column_mean, top_tokens
 from visiondrop.views import DecoderView, EncoderView
 
 
@@ -33,7 +33,7 @@ from visiondrop.views import DecoderView, EncoderView
 class VisionDrop(Reducer):
     """VisionDrop (Xu et al., AAAI 2026, arXiv 2506.22283), training-free and text-free.
 
-    Encoder stage: score_j = sum over heads of softmax(q_CLS K^T / sqrt(d))_j in the layer that
+    Encoder stage: score_j = mean over heads of softmax(q_CLS K^T / sqrt(d))_j in the layer that
     makes the features; CLS and the best (dominant - 1) patches stay, the rest is folded into
     `contextual` tokens by the cosine of head-averaged keys. LLM stage before layer l: score_j =
     mean over heads and visual queries of softmax(Q K^T / sqrt(d))_j causally; the rest as before.
@@ -166,14 +166,9 @@ class VisionDrop(Reducer):
         dominant, contextual = self.encoder
         if dominant + contextual > view.features.shape[1]:
             return None
-        if view.has_cls and self.query == "cls":
-            scores = attention_row(view.query[:, :, 0], view.key, view.scale)
-        else:
-            first = int(view.has_cls)
-            scores = column_mean(view.query[:, :, first:], view.key, view.scale, causal=False)
-            scores = torch.nn.functional.pad(scores, (first, 0))
+        scores = view.saliency if self.query == "cls" else view.patch_attention
         if view.has_cls:
-            scores[:, 0] = torch.inf
+            scores = torch.nn.functional.pad(scores, (1, 0), value=torch.inf)
         kept = self._choose(view, scores, dominant)
         return self._reduce(view.features, view.sizes, view.key, kept, contextual)
 

@@ -24,6 +24,9 @@ class VisionZip(Reducer):
     target (s = rest // contextual); each other token goes to the target with the highest cosine of
     the keys averaged over heads, and a contextual token is target + mean(its members).
 
+    Towers without CLS: the mean of all patches' attention judges, and `dominant` counts patches
+    only.
+
     Any-resolution pictures, as released (`on_tiles(**VisionZip.released_tiles)`): every tile, the
     thumbnail included, keeps `dominant` + `contextual`, nothing is unpadded, no newline is sent.
 
@@ -40,7 +43,6 @@ class VisionZip(Reducer):
     paper = "arXiv 2412.04467"
     where = "encoder"
     signal = "CLS attention, merge by keys"
-    needs = ("cls",)
     before_llm = True
     tiled = counts_cls = True
     released_tiles = {"budget": "tile", "share": "equal", "newlines": "none", "padding": "shown"}
@@ -107,7 +109,9 @@ class VisionZip(Reducer):
 
     def encoder_stage(self, view: EncoderView) -> Reduction:
         """Keep and merge for G pictures (or tiles): [G, dominant + contextual, D]."""
-        scores = torch.nn.functional.pad(view.cls_attention, (1, 0), value=torch.inf)
+        scores = view.saliency
+        if view.has_cls:
+            scores = torch.nn.functional.pad(scores, (1, 0), value=torch.inf)
         return reduce_tokens(
             view.features,
             view.sizes,
