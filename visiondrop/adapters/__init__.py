@@ -7,14 +7,15 @@ from typing import Any
 from torch import nn
 
 from visiondrop.adapters.base import Adapter, Geometry, TowerOutput
+from visiondrop.adapters.internvl import InternVLAdapter
 from visiondrop.adapters.llava import LlavaAdapter
 from visiondrop.adapters.llava_next import LlavaNextAdapter
 
 __all__ = ["ADAPTERS", "Adapter", "Geometry", "TowerOutput", "adapter_of", "geometry_of"]
 
-ADAPTERS: tuple[Adapter, ...] = (LlavaAdapter(), LlavaNextAdapter())
+ADAPTERS: tuple[Adapter, ...] = (LlavaAdapter(), LlavaNextAdapter(), InternVLAdapter())
 
-_BY_MODEL_TYPE = {"llava": ADAPTERS[0], "llava_next": ADAPTERS[1]}
+_BY_MODEL_TYPE = {"llava": ADAPTERS[0], "llava_next": ADAPTERS[1], "internvl": ADAPTERS[2]}
 
 
 def known_families() -> str:
