@@ -52,6 +52,7 @@ class Mechanism:
         self.decoder: Any = adapter.decoder(model)
         self.group = group_of_decoder(self.decoder)
         self.method: Any = method if self.group is None else FirstDecides(method, self.group)
+        self.encoding = Encoding(geometry, self.method, trace)
         self.stage_layers = set(method.llm_layers())
         self.original = method.positions == "original"
         self.extensions: list[Extension] = method.extensions()
@@ -103,8 +104,8 @@ class Mechanism:
 
         @functools.wraps(getattr(self.base, kind.function))
         def features(*args: Any, **kwargs: Any) -> Encoded:
-            encoding = Encoding(self.geometry, self.method, self.trace)
-            encoded = self.adapter.features(kind.modality, self.model, encoding, *args, **kwargs)
+            encode = functools.partial(self.adapter.features, kind.modality, self.model)
+            encoded = encode(self.encoding, *args, **kwargs)
             self.note_pictures(kind, encoded)
             return encoded
 
@@ -195,6 +196,7 @@ class Mechanism:
         kinds = kinds_of(self.input_ids, [kind.token_id for kind in self.inputs])
         queues = [pictures.get(kind.modality, []) for kind in self.inputs]
         own = split_pictures(kinds, repeated(kinds, queues))
+        own = self.adapter.with_prompt(self.model, self.encoding, kinds, own)
         if self.method.before_llm and self.method.before == "prompt":
             own = reduce_prompts(self.method, self.geometry, own)
         prompt = read_prompt(kinds > 0, mask, own, embeds)

@@ -23,6 +23,7 @@ from visiondrop.adapters.base import Geometry
 from visiondrop.extensions.base import Extension
 from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.merging import Reduction
+from visiondrop.registry import _REGISTRY, NEEDS, working
 from visiondrop.schedule import mean_tokens
 from visiondrop.tiles import PictureChoice, Tiles
 from visiondrop.tower_cache import TowerCache
@@ -37,16 +38,6 @@ Reductions = Reduction | list[Reduction | None] | None
 """What a stage returns for G pictures: one reduction of all, one each (with G = 1), or none."""
 
 _ACTIVE: WeakKeyDictionary[nn.Module, Reducer] = WeakKeyDictionary()
-_REGISTRY: dict[str, type[Reducer]] = {}
-HIDDEN = {"composed", "oracle"}
-"""Names that no list of methods shows."""
-
-NEEDS = {
-    "cls": "the attention of a CLS token in the vision tower",
-    "crops": "pictures cut into several crops beside a thumbnail (any resolution)",
-    "frames": "several pictures of one size in a prompt, as frames in order",
-    "patches": "one visual token for each patch of the vision tower",
-}
 
 
 class Reducer(ABC):
@@ -164,10 +155,10 @@ class Reducer(ABC):
             if need in geometry.lacks:
                 raise ValueError(
                     f"{self.name!r} needs {NEEDS[need]}, which this model has not; methods that "
-                    f"work here: {', '.join(without(need))}"
+                    f"work here: {', '.join(working(geometry))}"
                 )
         if geometry.crops:
-            check_tiles(self)
+            check_tiles(self, geometry)
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
         """Visual tokens that each decoder layer sees for one picture, by plan."""
@@ -321,19 +312,12 @@ class Reducer(ABC):
             _ACTIVE.pop(model, None)
 
 
-def without(need: str) -> list[str]:
-    """Names of the methods that do not need it."""
-    names = {name for name, cls in _REGISTRY.items() if need not in cls.needs}
-    return sorted(names - HIDDEN)
-
-
-def check_tiles(method: Reducer) -> None:
+def check_tiles(method: Reducer, geometry: Geometry) -> None:
     """Raise `ValueError` where a method cannot reduce pictures of several tiles."""
     if not method.tiled:
-        names = sorted({name for name, cls in _REGISTRY.items() if cls.tiled} - HIDDEN)
         raise ValueError(
             f"{method.name!r} is not defined on any-resolution pictures, which have several tiles; "
-            f"methods that work here: {', '.join(names)}"
+            f"methods that work here: {', '.join(working(geometry))}"
         )
     row = method.reads_text or method.looks_back or method.uses_input
     if row and method.inside_part.tiles.newlines != "pool":

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from visiondrop.adapters.base import Geometry, VisualInput
-from visiondrop.reducer import NEEDS, Reducer, without
+from visiondrop.reducer import Reducer
+from visiondrop.registry import NEEDS, working
 
 __all__ = ["refuse_lost_logits", "refuse_single_frames"]
 
@@ -53,5 +54,5 @@ def refuse_single_frames(method: Reducer, geometry: Geometry, visual: Tensor) ->
         if 0 < count <= rows:
             raise ValueError(
                 f"{method.name!r} needs {NEEDS['frames']}, and prompt {r} has one; methods that "
-                f"work here: {', '.join(without('frames'))}"
+                f"work here: {', '.join(working(geometry, 'frames'))}"
             )

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
 from visiondrop.adapters.base import Geometry
-from visiondrop.reducer import _REGISTRY, HIDDEN, Reducer
+from visiondrop.reducer import Reducer
+from visiondrop.registry import working
 from visiondrop.scoring import wide
 
 __all__ = ["NEED", "TextEncoder", "check_text_encoder", "text_encoder"]
@@ -100,9 +101,7 @@ def check_text_encoder(method: Reducer, clip: str, geometry: Geometry) -> None:
 
     Raises `ValueError` that names the remedy and the methods that work without.
     """
-    lacking = geometry.lacks | {NEED}
-    names = {n for n, cls in _REGISTRY.items() if not lacking & set(cls.needs)} - HIDDEN
-    others = f"methods that work without: {', '.join(sorted(names))}"
+    others = f"methods that work without: {', '.join(working(geometry, NEED))}"
     if not geometry.has_cls:
         raise ValueError(
             f"{method.name!r} compares patches with the question in CLIP's space, but this model's "

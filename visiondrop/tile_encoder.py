@@ -177,7 +177,7 @@ def plan(
             return False
         weights = [1.0] * len(own)
         if tiles.share == "importance":
-            weights = grid.importance(view_of([own.start], None).saliency[0]).tolist()
+            weights = grid.importance(view_of([own[grid.overview]], None).saliency[0]).tolist()
         budgets = list(tile_budgets(total, weights, room))
     for tile, rectangle, size, budget in zip(own, rectangles, sizes, budgets, strict=True):
         if size and budget != 0:

@@ -7,19 +7,26 @@ from typing import Any
 from torch import nn
 
 from visiondrop.adapters.base import Adapter, Geometry, TowerOutput
+from visiondrop.adapters.internvl import InternVLAdapter
 from visiondrop.adapters.llava import LlavaAdapter
 from visiondrop.adapters.llava_next import LlavaNextAdapter
 from visiondrop.adapters.qwen_vl import QwenVLAdapter
 
 __all__ = ["ADAPTERS", "Adapter", "Geometry", "TowerOutput", "adapter_of", "geometry_of"]
 
-ADAPTERS: tuple[Adapter, ...] = (LlavaAdapter(), LlavaNextAdapter(), QwenVLAdapter())
+ADAPTERS: tuple[Adapter, ...] = (
+    LlavaAdapter(),
+    LlavaNextAdapter(),
+    QwenVLAdapter(),
+    InternVLAdapter(),
+)
 
 _BY_MODEL_TYPE = {
     "llava": ADAPTERS[0],
     "llava_next": ADAPTERS[1],
     "qwen2_vl": ADAPTERS[2],
     "qwen2_5_vl": ADAPTERS[2],
+    "internvl": ADAPTERS[3],
 }
 
 

@@ -11,12 +11,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from visiondrop.parallel import all_heads
 
 if TYPE_CHECKING:
-    from visiondrop.encoder import Encoded, Encoding
+    from visiondrop.encoder import Encoded, Encoding, Picture
 
 __all__ = [
     "Adapter",
@@ -43,7 +44,10 @@ class Geometry:
         tower_layers: layers of the vision tower that are run, 0 where features are put together
             from several.
         tower_width: size of its hidden states, 0 where unknown.
-        merged: whether one visual token is made of several patches (`merged_tokens.MergedView`).
+        cls_attention: whether CLS can be asked what matters though it is no token that could be
+            kept.
+        merged: whether one visual token is made of several patches (`merged_tokens.MergedView`);
+            `num_patches` and `grid` are then those of tokens.
         native: whether each picture has a number of tokens of its own; `num_patches` is then the
             most that there can be, and `grid` about its shape.
         mrope: whether positions have several planes (`visiondrop.mrope`).
@@ -57,6 +61,7 @@ class Geometry:
     crops: bool = False
     tower_layers: int = 0
     tower_width: int = 0
+    cls_attention: bool = False
     merged: bool = False
     native: bool = False
     mrope: bool = False
@@ -65,7 +70,7 @@ class Geometry:
     def lacks(self) -> set[str]:
         """What methods may need (`Reducer.needs`) and this model has not."""
         has = {
-            "cls": self.has_cls,
+            "cls": self.has_cls or self.cls_attention,
             "crops": self.crops,
             "patches": not self.merged,
             "frames": not self.native,
@@ -150,6 +155,18 @@ class Adapter(ABC):
         Args:
             args, kwargs: as the stock function takes them.
         """
+
+    def with_prompt(
+        self, model: nn.Module, encoding: Encoding, kinds: np.ndarray, rows: list[list[Picture]]
+    ) -> list[list[Picture]]:
+        """The pictures of each prompt once it is read, for families that know only then which
+        features belong together.
+
+        Args:
+            kinds: [B, S], where the placeholders are (`prompt.kinds_of`).
+            rows: what `features` gave, row by row.
+        """
+        return rows
 
     def visual_inputs(self, config: Any) -> tuple[VisualInput, ...]:
         """The kinds of visual input; most families have pictures alone."""

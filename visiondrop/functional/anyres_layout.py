@@ -63,6 +63,11 @@ class TileGrid:
         return 1 + self.crops
 
     @property
+    def overview(self) -> int:
+        """The tile that shows the whole picture."""
+        return 0
+
+    @property
     def tokens(self) -> tuple[int, int]:
         """(rows, columns) of the token grid, padding included."""
         return self.rows * self.side, self.columns * self.side

@@ -48,7 +48,7 @@ class GlobalCom2(Reducer):
     paper = "arXiv 2501.05179"
     where = "encoder, any-resolution"
     signal = "thumbnail sets each crop's share, CLS logits"
-    needs = ("cls", "crops")
+    needs = ("cls", "crops", "patches")
     before_llm = tiled = True
     presets = {"R25": {"retention_ratio": 0.25}, "R10": {"retention_ratio": 0.1}}
 

@@ -46,7 +46,7 @@ class PruMerge(PictureBudget):
     paper = "arXiv 2403.15388"
     where = "encoder"
     signal = "CLS outliers, key merge"
-    needs = ("cls",)
+    needs = ("cls", "patches")
     before = "encoder"
     tiled = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
