@@ -1,7 +1,7 @@
 """VisionDrop on Qwen2-VL and Qwen2.5-VL against an independent slow implementation.
 
 No released code has it. The oracle below runs tower and decoder by itself, one token after another
-(patches are not reordered, windows are told by place, positions and their rotation are its own), and
+(patches are not reordered, windows are told by place, positions and rotation are its own), and
 shares no code with the library.
 """
 
