@@ -36,9 +36,15 @@ SHARED = dict(
 )  # fmt: skip
 
 
-@functools.cache
 def tiny_qwen(family: str = "qwen2_5_vl", attention: str = "sdpa") -> Any:
-    """8 decoder layers, 3 blocks in the tower; windows of 2 x 2 tokens but in block 1 of 2.5."""
+    """8 decoder layers, 3 blocks in the tower; windows of 2 x 2 tokens but in block 1 of 2.5. One
+    object for each pair.
+    """
+    return _made(family, attention)
+
+
+@functools.cache
+def _made(family: str, attention: str) -> Any:
     torch.manual_seed(3)
     vision: dict[str, Any] = dict(
         depth=3, num_heads=4, patch_size=PATCH, temporal_patch_size=TEMPORAL,
@@ -68,9 +74,7 @@ def patches(shape: Shape, seed: int) -> torch.Tensor:
     """Random pixels as the processor packs them, [patches, values of one]."""
     t, h, w = shape
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(
-        t * h * w * MERGE**2, 3 * TEMPORAL * PATCH**2, generator=generator
-    )
+    return torch.randn(t * h * w * MERGE**2, 3 * TEMPORAL * PATCH**2, generator=generator)
 
 
 def words(count: int, generator: torch.Generator) -> list[int]:

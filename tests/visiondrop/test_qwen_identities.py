@@ -111,8 +111,9 @@ def given(family: str, rows: Any = ROWS, visuals: Any = VISUALS) -> dict[str, An
 
 
 def run(family: str, method: Reducer, fed: Any = None, kind: str = "sdpa", **kw: Any) -> Any:
-    with method(tiny_qwen(family, kind)) as trace:
-        return generate(tiny_qwen(family, kind), fed or given(family), **kw), trace
+    model = tiny_qwen(family, kind)
+    with method(model) as trace:
+        return generate(model, fed or given(family), **kw), trace
 
 
 def stages(trace: Any) -> Any:
@@ -206,13 +207,12 @@ def test_counts_are_for_the_whole_picture_or_video(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_positions_stay_those_of_the_unpruned_sequence(family: str) -> None:
     """What the decoder's RoPE is given, against the model's own positions of the same tokens."""
-    model, own = tiny_qwen(family), VISUALS[4]
-    fed = given(family, [ROWS[4]], [own])
-    grids = {k: v for k, v in fed.items() if "grid" in k}
+    model = tiny_qwen(family)
+    fed = given(family, [ROWS[4]], [VISUALS[4]])
+    grids = {k: v for k, v in fed.items() if "grid" in k or k == "second_per_grid_ts"}
     unpruned, _ = model.model.get_rope_index(
-        fed["input_ids"], fed["mm_token_type_ids"], attention_mask=fed["attention_mask"], **grids,
-        **({"second_per_grid_ts": fed["second_per_grid_ts"]} if family == "qwen2_5_vl" else {}),
-    )  # fmt: skip
+        fed["input_ids"], fed["mm_token_type_ids"], attention_mask=fed["attention_mask"], **grids
+    )
     seen = []
     rope = model.model.language_model.rotary_emb
     hook = rope.register_forward_pre_hook(
@@ -225,7 +225,7 @@ def test_positions_stay_those_of_the_unpruned_sequence(family: str) -> None:
     ids, blocks = fed["input_ids"][0].tolist(), seen[:4]
     at = [[i for i, word in enumerate(ids) if word == token] for token in (IMAGE, VIDEO)]
     for block, layer in zip(blocks, (None, 2, 4, 6), strict=True):
-        kept = [list(run_) for run_ in at]
+        kept = [list(own) for own in at]
         for stage in trace.samples[0].stages:
             if stage.source is not None and (stage.layer or 0) <= (layer or 0):
                 kept[stage.picture] = [
@@ -260,11 +260,7 @@ def test_plain_forwards_and_interleaved_decoding(family: str) -> None:
                     word = outs[i].sequences[:, -4 + step : -3 + step]
                     out = model(input_ids=word, past_key_values=cache, logits_to_keep=1)
                     got[i].append(out.logits[0, -1])
-        if family == "qwen2_5_vl":
-            # generate() goes on from the last token, a plain forward from the largest position;
-            # they differ where a long video's time is ahead of the text after it.
-            del got[1], outs[1]
-        for own, out in zip(got, outs, strict=False):
+        for own, out in zip(got, outs, strict=True):
             torch.testing.assert_close(torch.stack(own), logits(out)[:, 0], **CLOSE)
 
 
