@@ -77,6 +77,7 @@ def tiny_internvl(
         embeddings = model.model.vision_tower.embeddings
         embeddings.position_embeddings.normal_(0, 0.5)
         embeddings.cls_token.normal_(0, 0.5)
+        embeddings.patch_embeddings.projection.weight.normal_(0, 0.2)
         for block in model.model.vision_tower.encoder.layer:
             block.lambda_1.uniform_(0.3, 0.9)
             block.lambda_2.uniform_(0.3, 0.9)
