@@ -105,7 +105,7 @@ class Mechanism:
         @functools.wraps(getattr(self.base, kind.function))
         def features(*args: Any, **kwargs: Any) -> Encoded:
             encode = functools.partial(self.adapter.features, kind.modality, self.model)
-            encoded = encode(self.encoding, *args, **kwargs)
+            encoded = encode(self.encoding.of(kind.modality), *args, **kwargs)
             self.note_pictures(kind, encoded)
             return encoded
 
@@ -121,10 +121,9 @@ class Mechanism:
                     "encoded elsewhere (mm_encoder_outputs from outside the `with` block, or "
                     "prefill_chunk_size); give pixel_values, leave prefill_chunk_size unset"
                 )
-            pictures = [
-                whole_picture(rows.shape[0], self.geometry, rows.device)
-                for rows in output.pooler_output
-            ]
+            device = output.pooler_output[0].device
+            entries = self.adapter.entries(self.model.config, kind.modality, output)
+            pictures = [whole_picture(rows, self.geometry, device) for rows in entries]
         self.pending[kind.modality] = pictures
 
     # ------------------------------------------------------------------ before the decoder
@@ -142,12 +141,11 @@ class Mechanism:
         encoded = kwargs.get("mm_encoder_outputs") or {}
         for kind in self.inputs:
             known = encoded.get(kind.modality)
-            if known is None and kwargs.get(kind.pixels) is None:
+            if known is None and not kind.given(kwargs):
                 continue
             if self.input_ids is None:
                 raise ValueError("pictures with inputs_embeds: give input_ids, to know their place")
-            visual = self.input_ids == kind.token_id
-            refuse_single_frames(self.method, self.geometry, visual)
+            refuse_single_frames(self.method, self.geometry, kind, self.input_ids)
             if known is not None:
                 self.note_pictures(kind, known)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from visiondrop.adapters.base import Adapter, Geometry, TowerOutput, following_projections
-from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.merging import Reduction, per_picture
 from visiondrop.reducer import Reducer
 from visiondrop.tower_blocks import run_merging_vit
-from visiondrop.trace import CLS, StageTrace, Trace
+from visiondrop.trace import CLS, Grid, StageTrace, Trace
 from visiondrop.views import EncoderView, ProjectedView
 
 __all__ = ["Encoded", "Encoding", "Picture", "encode_pictures"]
@@ -44,9 +43,10 @@ class Picture:
             those beyond `rows`, or all where a prompt stage made them; None where there are none.
         stage: record of the stage before the LLM, None where there was none.
         key: the sample's key, None where none was given.
-        features, pixels: [rows, D'] and [3, h, w], where a prompt stage is to come.
+        features, pixels: [rows, D'] and [3, h, w] (of a video [F, 3, h, w]), where a prompt stage
+            is to come.
         score: [tokens], as in `Reduction`.
-        grid: the tiles of an any-resolution picture; None for one tile.
+        grid: the tiles of an any-resolution picture or the frames of a video; None for one tile.
         newlines: [tokens] bool on the host, the newlines that LLM stages do not see; None without.
         share: by what the counts of LLM stages are multiplied, see `Tiles.share_of`.
         shape: (frames, rows, columns) of its tokens where pictures differ in them; None where the
@@ -64,7 +64,7 @@ class Picture:
     features: Tensor | None = None
     pixels: Tensor | None = None
     score: Tensor | None = None
-    grid: TileGrid | None = None
+    grid: Grid | None = None
     newlines: np.ndarray | None = None
     share: float = 1.0
     shape: tuple[int, int, int] | None = None
@@ -96,11 +96,21 @@ class Encoded(BaseModelOutputWithPooling):
 
 @dataclass(frozen=True)
 class Encoding:
-    """What every encoder needs to know beside the pictures: sizes, the method, the record."""
+    """What every encoder needs to know beside the pictures: sizes, the method, the record.
+
+    Attributes:
+        fits: false where these pictures have fewer tokens than the stage before the LLM is to keep,
+            which leaves them whole.
+    """
 
     geometry: Geometry
     method: Any
     trace: Trace
+    fits: bool = True
+
+    def of(self, modality: str) -> Encoding:
+        """With the names of one kind of visual input, see `Trace.of`."""
+        return replace(self, trace=self.trace.of(modality))
 
 
 def pixel_key(pixels: Tensor) -> str:
@@ -149,7 +159,7 @@ def encode_pictures(
 ) -> Encoded:
     """Encode pictures [B, 3, h, w], reduce, project."""
     geometry, method, trace = encoding.geometry, encoding.method, encoding.trace
-    place = method.before if method.before_llm else None
+    place = method.before if method.before_llm and encoding.fits else None
     if "text encoder" in method.needs:
         picture_questions(
             pixel_values, trace

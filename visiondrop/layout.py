@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visiondrop.functional.anyres_layout import TileGrid
+from visiondrop.trace import Grid
 
 __all__ = ["Row", "Segment", "pack", "padding_mask"]
 
@@ -31,7 +31,7 @@ class Segment:
         key: the sample's key.
         full: visual tokens of the picture that entered decoder layer 0 (`encoder.Picture.full`).
         score: [length], what an earlier stage gave each token to carry, see `Reduction`.
-        grid, newlines, share: of an any-resolution picture, see `encoder.Picture`.
+        grid, newlines, share: of an any-resolution picture or a video, see `encoder.Picture`.
         shape: of a picture of native resolution, see `encoder.Picture`.
     """
 
@@ -43,7 +43,7 @@ class Segment:
     key: str | None
     full: int
     score: Tensor | None = None
-    grid: TileGrid | None = None
+    grid: Grid | None = None
     newlines: np.ndarray | None = None
     share: float = 1.0
     shape: tuple[int, int, int] | None = None

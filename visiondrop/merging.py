@@ -8,6 +8,7 @@ Source: VisionDrop, "Contextual merging" (as in VisionZip, arXiv 2412.04467), re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -22,7 +23,9 @@ __all__ = [
     "Reduction",
     "assign",
     "complement",
+    "concatenate",
     "gather",
+    "keep_all",
     "keep_only",
     "merge",
     "per_picture",
@@ -139,6 +142,30 @@ def keep_only(features: Tensor, sizes: Tensor, kept: Tensor) -> Reduction:
     target.scatter_(1, kept, slots)
     plain = torch.zeros_like(kept, dtype=torch.bool)
     return Reduction(gather(features, kept), kept, target, gather(sizes, kept), plain)
+
+
+def keep_all(features: Tensor, sizes: Tensor) -> Reduction:
+    """All tokens [G, n, D] as they are."""
+    places = torch.arange(features.shape[1], device=features.device).expand_as(sizes)
+    return Reduction(features, places, places, sizes, torch.zeros_like(places, dtype=torch.bool))
+
+
+def concatenate(parts: Sequence[Reduction]) -> Reduction:
+    """One reduction (G = 1) of several runs of tokens that stand one behind the other."""
+    sources, targets, came, went = [], [], 0, 0
+    for part in parts:
+        sources.append(part.source + came)
+        targets.append(torch.where(part.target < 0, -1, part.target + went))
+        came, went = came + part.target.shape[1], went + part.source.shape[1]
+    scores = [part.score for part in parts]
+    return Reduction(
+        torch.cat([part.features for part in parts], 1),
+        torch.cat(sources, 1),
+        torch.cat(targets, 1),
+        torch.cat([part.sizes for part in parts], 1),
+        torch.cat([part.contextual for part in parts], 1),
+        None if any(score is None for score in scores) else torch.cat(scores, 1),  # type: ignore[arg-type]
+    )
 
 
 def reduce_tokens(

@@ -24,6 +24,7 @@ from visiondrop.encoder import Encoded, Encoding, Picture, picture_keys, picture
 from visiondrop.merged_tokens import MergedView
 from visiondrop.merging import Reduction, keep_only, per_picture
 from visiondrop.scoring import CHUNK_ELEMENTS
+from visiondrop.tiles import frame_budgets
 from visiondrop.trace import StageTrace
 from visiondrop.views import EncoderView, ProjectedView
 
@@ -69,11 +70,6 @@ class PackedTower:
         _, h, w = self.shapes[picture]
         start = self.first[picture] + number * h * w
         return slice(start, start + h * w)
-
-
-def frame_budgets(total: int, frames: int) -> list[int]:
-    """`total` tokens over `frames`, as equal as can be, the larger ones spread evenly."""
-    return [(i + 1) * total // frames - i * total // frames for i in range(frames)]
 
 
 def encode_native(encoding: Encoding, tower: PackedTower, pixels: list[Tensor]) -> Encoded:

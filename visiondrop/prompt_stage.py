@@ -1,11 +1,15 @@
-"""The stage before the LLM that sees all pictures of a prompt together: frames of a video."""
+"""The stage before the LLM that sees frames together: the pictures of a prompt, or a video's."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from torch import Tensor
+
 from visiondrop.adapters.base import Geometry
 from visiondrop.encoder import Picture
+from visiondrop.functional.frame_layout import FrameGrid
+from visiondrop.merging import Reduction, concatenate, keep_all
 from visiondrop.reducer import Reducer
 from visiondrop.trace import StageTrace
 from visiondrop.views import PromptView
@@ -16,57 +20,93 @@ __all__ = ["reduce_prompts"]
 def reduce_prompts(
     method: Reducer, geometry: Geometry, rows: list[list[Picture]]
 ) -> list[list[Picture]]:
-    """The pictures of each prompt after `method.prompt_stage`.
+    """The pictures of each prompt after `method.prompt_stage`: the frames of each video by
+    themselves, all pictures that are none together.
 
     Raises `ValueError` on pictures that were encoded elsewhere, whose embeddings are not at hand.
     """
-    return [reduce_prompt(method, geometry, own) if own else [] for own in rows]
+    return [reduce_prompt(method, geometry, own) for own in rows]
 
 
 def reduce_prompt(method: Reducer, geometry: Geometry, pictures: list[Picture]) -> list[Picture]:
     """Of one prompt."""
-    features = []
-    for picture in pictures:
-        if picture.features is None:
-            raise ValueError(
-                f"{method.name!r} reduces what the projector gives, but was handed features "
-                "encoded elsewhere; give pixel_values"
-            )
-        features.append(picture.features)
-    view = PromptView(
-        features,
-        [picture.sizes for picture in pictures],
-        geometry.grid,
-        [picture.pixels for picture in pictures],
-        [picture.key or "" for picture in pictures],
+    if any(picture.features is None for picture in pictures):
+        raise ValueError(
+            f"{method.name!r} reduces what the projector gives, but was handed features "
+            "encoded elsewhere; give pixel_values"
+        )
+    out: dict[int, Picture] = {}
+    single = [i for i, picture in enumerate(pictures) if not isinstance(picture.grid, FrameGrid)]
+    if single:
+        view = PromptView(
+            [tokens_of(pictures[i]) for i in single],
+            [pictures[i].sizes for i in single],
+            geometry.grid,
+            [pictures[i].pixels for i in single],
+            [pictures[i].key or "" for i in single],
+            has_cls=geometry.cls_in_prompt,
+        )
+        for i, reduction in zip(single, reductions_of(method, view), strict=True):
+            out[i] = pictures[i] if reduction is None else replaced(pictures[i], reduction)
+    for i, picture in enumerate(pictures):
+        if isinstance(picture.grid, FrameGrid):
+            out[i] = reduce_video(method, picture, picture.grid)
+    return [out[i] for i in range(len(pictures))]
+
+
+def reduce_video(method: Reducer, video: Picture, grid: FrameGrid) -> Picture:
+    """Of the frames of one video, which share the method's counts. A newline behind them stays."""
+    split = [grid.per_frame] * grid.frames
+    frames = list(tokens_of(video)[: grid.first_newline].split(split))
+    sizes = list(video.sizes[: grid.first_newline].split(split))
+    pixels = [None] * grid.frames if video.pixels is None else list(video.pixels)
+    keys = [f"{video.key or ''}/{f}" for f in range(grid.frames)]
+    square = (grid.side, grid.side)
+    view = PromptView(frames, sizes, square, pixels, keys, has_cls=grid.cls, video=True)
+    parts = [
+        keep_all(frame[None], size[None]) if own is None else own
+        for own, frame, size in zip(reductions_of(method, view), frames, sizes, strict=True)
+    ]
+    if grid.newline:
+        last = slice(grid.first_newline, None)
+        parts.append(keep_all(tokens_of(video)[None, last], video.sizes[None, last]))
+    return replaced(video, concatenate(parts))
+
+
+def tokens_of(picture: Picture) -> Tensor:
+    """[rows, D'], its embeddings."""
+    assert picture.features is not None
+    return picture.features
+
+
+def reductions_of(method: Reducer, view: PromptView) -> list[Reduction | None]:
+    """What the method says, one for each picture or frame."""
+    reductions = method.prompt_stage(view) or [None] * len(view.pictures)
+    if len(reductions) != len(view.pictures):
+        raise ValueError(
+            f"{len(reductions)} reductions for {len(view.pictures)} pictures: one each"
+        )
+    return reductions
+
+
+def replaced(picture: Picture, reduction: Reduction) -> Picture:
+    """The picture after its reduction (G = 1)."""
+    source = reduction.source[0]
+    stage = StageTrace(
+        "prompt",
+        None,
+        0,
+        picture.identity,
+        source,
+        reduction.target[0],
+        reduction.contextual[0],
     )
-    reductions = method.prompt_stage(view) or [None] * len(pictures)
-    if len(reductions) != len(pictures):
-        raise ValueError(f"{len(reductions)} reductions for {len(pictures)} pictures: one each")
-    out = []
-    for picture, reduction in zip(pictures, reductions, strict=True):
-        if reduction is None:
-            out.append(picture)
-            continue
-        source = reduction.source[0]
-        stage = StageTrace(
-            "prompt",
-            None,
-            0,
-            picture.identity,
-            source,
-            reduction.target[0],
-            reduction.contextual[0],
-        )
-        out.append(
-            dataclasses.replace(
-                picture,
-                tokens=source.shape[0],
-                identity=picture.identity[source],
-                slot=picture.slot[source],
-                sizes=reduction.sizes[0],
-                overflow=reduction.features[0],
-                stage=stage,
-            )
-        )
-    return out
+    return dataclasses.replace(
+        picture,
+        tokens=source.shape[0],
+        identity=picture.identity[source],
+        slot=picture.slot[source],
+        sizes=reduction.sizes[0],
+        overflow=reduction.features[0],
+        stage=stage,
+    )

@@ -86,11 +86,13 @@ class Reducer(ABC):
     """Positions of what is kept: numbered anew from 0, or those of the unpruned sequence."""
 
     tiled: ClassVar[bool] = False
-    """Whether pictures of several tiles (any resolution) can be reduced."""
+    """Whether pictures of several tiles (any resolution) and videos can be reduced."""
     tiles: Tiles = Tiles()
     """How such pictures are treated, see `on_tiles`."""
     released_tiles: ClassVar[Mapping[str, str]] = {}
     """Options of `on_tiles` that act as the method's released code does."""
+    video_options: ClassVar[Mapping[str, Any]] = {}
+    """Options of `from_average` for a model whose budgets are those of a video."""
     counts_cls: ClassVar[bool] = False
     """Whether a CLS token may be among those that `entry_tokens` counts."""
     in_place: bool = False
@@ -159,6 +161,8 @@ class Reducer(ABC):
                 )
         if geometry.crops:
             check_tiles(self, geometry)
+        elif geometry.frames > 1:
+            check_frames(self, geometry)
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
         """Visual tokens that each decoder layer sees for one picture, by plan."""
@@ -324,6 +328,15 @@ def check_tiles(method: Reducer, geometry: Geometry) -> None:
         raise ValueError(
             f"{method.name!r} looks at the row around the picture, where newlines stand among its "
             "tokens: use on_tiles(newlines='pool')"
+        )
+
+
+def check_frames(method: Reducer, geometry: Geometry) -> None:
+    """Raise `ValueError` where a method cannot reduce videos, whose frames share a budget."""
+    if not (method.tiled or "frames" in method.needs):
+        raise ValueError(
+            f"{method.name!r} is not defined on videos, which have several frames; methods that "
+            f"work here: {', '.join(working(geometry))}"
         )
 
 

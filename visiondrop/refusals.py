@@ -30,7 +30,7 @@ def refuse_lost_logits(
             "or score losses outside the `with` block"
         )
     whole = isinstance(keep := kwargs.get("logits_to_keep", 0), int) and keep == 0
-    raw = any(kwargs.get(kind.pixels) is not None for kind in inputs)
+    raw = any(kind.given(kwargs) for kind in inputs)
     with_pictures = raw or kwargs.get("mm_encoder_outputs")
     if whole and with_pictures and (method.before_llm or method.inside_llm):
         raise ValueError(
@@ -39,18 +39,21 @@ def refuse_lost_logits(
         )
 
 
-def refuse_single_frames(method: Reducer, geometry: Geometry, visual: Tensor) -> None:
-    """Refuse prompts with one picture where the method compares the frames of a prompt.
+def refuse_single_frames(
+    method: Reducer, geometry: Geometry, kind: VisualInput, input_ids: Tensor
+) -> None:
+    """Refuse prompts with one picture where the method compares the frames of a prompt. A video
+    has its own.
 
     Args:
-        visual: [B, S], where the prompts hold placeholders of visual tokens.
+        input_ids: [B, S].
 
     Raises `ValueError` naming the methods that work there.
     """
-    if "frames" not in method.needs:
+    if "frames" not in method.needs or kind.modality == "video":
         return
-    rows = geometry.num_patches + int(geometry.cls_in_prompt)
-    for r, count in enumerate(visual.sum(-1).tolist()):
+    rows = geometry.grid[0] * geometry.grid[1] + int(geometry.cls_in_prompt)
+    for r, count in enumerate((input_ids == kind.token_id).sum(-1).tolist()):
         if 0 < count <= rows:
             raise ValueError(
                 f"{method.name!r} needs {NEEDS['frames']}, and prompt {r} has one; methods that "

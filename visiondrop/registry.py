@@ -34,6 +34,8 @@ def working(geometry: Geometry, *missing: str) -> list[str]:
     names = {
         name
         for name, cls in _REGISTRY.items()
-        if not lacks & set(cls.needs) and (cls.tiled or not geometry.crops)
+        if not lacks & set(cls.needs)
+        and (cls.tiled or not geometry.crops)
+        and (cls.tiled or "frames" in cls.needs or geometry.frames == 1)
     }
     return sorted(names - HIDDEN)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 
 __all__ = [
+    "VIDEO_ENTRY_RATIO",
     "Budget",
     "block_weights",
     "check_stages",
@@ -33,6 +34,10 @@ Budget = tuple[int, int]
 
 ENTRY_RATIO = 1.5
 """First total over the average, read off from the released setting (48 / 32)."""
+VIDEO_ENTRY_RATIO = 3.0
+"""The same for videos, of which 3 T tokens enter the LLM in the paper. Its decay is not known; that
+it is geometric, too (a ratio of 0.253 over four equal blocks), is ours.
+"""
 
 
 def stage_layers(num_layers: int) -> tuple[int, int, int]:
@@ -101,9 +106,9 @@ def geometric_totals(
 
 def split_total(total: int) -> Budget:
     """(dominant, contextual) of a total: contextual is an eighth, rounded up (42+6, 30+5, 22+4,
-    16+3).
+    16+3); a single token is dominant.
     """
-    contextual = ceil(total / 8)
+    contextual = min(ceil(total / 8), total - 1)
     return total - contextual, contextual
 
 

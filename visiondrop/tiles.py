@@ -16,7 +16,7 @@ from torch import Tensor
 from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.merging import Reduction
 
-__all__ = ["PictureChoice", "Tiles", "tile_budgets"]
+__all__ = ["PictureChoice", "Tiles", "frame_budgets", "tile_budgets"]
 
 ROUNDING = 1e-9
 
@@ -109,3 +109,8 @@ def tile_budgets(total: int, weights: Sequence[float], room: Sequence[int]) -> l
         left -= sum(room[t] for t in full)
         open_ = [t for t in open_ if t not in full]
     return given
+
+
+def frame_budgets(total: int, frames: int) -> list[int]:
+    """`total` tokens over `frames`, as equal as can be, the larger ones spread evenly."""
+    return [(i + 1) * total // frames - i * total // frames for i in range(frames)]

@@ -5,9 +5,11 @@ Indices stay on the device until somebody reads them, so that tracing does not s
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +17,19 @@ from typing import Any, Literal
 from torch import Tensor
 
 from visiondrop.functional.anyres_layout import TileGrid
+from visiondrop.functional.frame_layout import FrameGrid
 from visiondrop.tower_cache import TowerCache
 
 __all__ = ["CLS", "SampleTrace", "StageTrace", "Trace"]
 
 CLS = -1
 """Patch id of the CLS token."""
+
+Grid = TileGrid | FrameGrid
+"""What the token ids of an any-resolution picture or a video mean: `locate(id)` says."""
+
+Names = Sequence[str] | Mapping[str, Sequence[str]] | None
+"""One per picture, in reading order, or such a list for each kind of visual input."""
 
 
 @dataclass
@@ -106,8 +115,8 @@ class SampleTrace:
         bytes_per_token: KV bytes of one token in one layer.
         stages: stage by stage, picture by picture.
         newlines_per_layer: how many of `tokens_per_layer` are newlines of any-resolution pictures.
-        grids: how the tiles of each picture lie, which says what its token ids mean
-            (`TileGrid.locate`); None for a picture of one tile.
+        grids: how the tiles or frames of each picture or video lie, which says what its token ids
+            mean (`TileGrid.locate`, `FrameGrid.locate`); None for a picture of one tile.
         tokens_by_picture: `tokens_per_layer` of each picture.
     """
 
@@ -117,7 +126,7 @@ class SampleTrace:
     bytes_per_token: int
     stages: list[StageTrace] = field(default_factory=list)
     newlines_per_layer: list[int] = field(default_factory=list)
-    grids: list[TileGrid | None] = field(default_factory=list)
+    grids: list[Grid | None] = field(default_factory=list)
     tokens_by_picture: list[list[int]] = field(default_factory=list)
 
     @property
@@ -193,31 +202,49 @@ class Trace:
         self.keys: list[str] | None = None
         self.pictures: list[str] | None = None
         self.questions: list[str] | None = None
+        self.by_kind: dict[str, dict[str, list[str]]] = {}
         self.towers = TowerCache()
 
-    def set_keys(self, keys: list[str] | None) -> None:
+    def of(self, modality: str) -> Trace:
+        """This record with the names of one kind of visual input, "image" or "video"."""
+        named = copy.copy(self)
+        for what, lists in self.by_kind.items():
+            setattr(named, what, lists.get(modality))
+        return named
+
+    def _name(self, what: str, names: Names) -> None:
+        """Set `keys`, `questions` or `pictures`, for all kinds of visual input or for each."""
+        self.by_kind.pop(what, None)
+        if isinstance(names, Mapping):
+            lists = {kind: [str(name) for name in own] for kind, own in names.items()}
+            self.by_kind[what], names = lists, None
+        setattr(self, what, None if names is None else [str(name) for name in names])
+
+    def set_keys(self, keys: Names) -> None:
         """Name the pictures of the batches to come (one key per picture, in reading order).
 
         Seeded methods draw by (seed, key), so that what they keep does not depend on batching.
-        Without keys a picture is named by a hash of its pixels.
+        Without keys a picture is named by a hash of its pixels. A list names the pictures, or the
+        videos, of batches that hold one kind; for batches with both give `{"image": [...],
+        "video": [...]}`, here and to `set_questions` and `set_pictures`.
         """
-        self.keys = None if keys is None else [str(key) for key in keys]
+        self._name("keys", keys)
 
-    def set_questions(self, questions: list[str] | None) -> None:
+    def set_questions(self, questions: Names) -> None:
         """Give the raw question on each picture of the batches to come, in reading order.
 
         Only methods with a text encoder of their own read them (CDPruner, TRIM); no template and no
         answer hint belong into them.
         """
-        self.questions = None if questions is None else [str(text) for text in questions]
+        self._name("questions", questions)
 
-    def set_pictures(self, names: list[str] | None) -> None:
+    def set_pictures(self, names: Names) -> None:
         """Tell equal pictures of the batches to come (one name per picture, in reading order).
 
         Pictures of one name are encoded once: within a batch always, across batches and methods
         where a `TowerCache` was given. None encodes every picture as it comes.
         """
-        self.pictures = None if names is None else [str(name) for name in names]
+        self._name("pictures", names)
 
     def clear(self) -> None:
         """Forget the samples (long runs)."""
@@ -262,7 +289,8 @@ class Trace:
 
         if any(self.samples[sample].grids):
             raise ValueError(
-                "this sample has an any-resolution picture, whose tiles cannot be drawn yet; "
+                "this sample has an any-resolution picture or a video, whose tiles or frames "
+                "cannot be drawn yet; "
                 "samples[i].stages and grids[i].locate(token) say what was kept"
             )
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -185,13 +185,15 @@ class TowerBlockView:
 
 @dataclass
 class PromptView:
-    """All pictures of one prompt, as decoder embeddings, in reading order.
+    """All pictures of one prompt, or all frames of one video, as decoder embeddings, in order.
 
     Attributes:
         pictures: n_i x D' each; sizes: [n_i] each.
         grid: (rows, columns) of patches of a whole picture.
         pixels: [3, h, w] each, normalised; None where they were encoded elsewhere.
         keys: the sample key of each picture.
+        has_cls: whether the first token of each picture is its CLS.
+        video: whether these are the frames of one video, which share a method's counts.
     """
 
     pictures: list[Tensor]
@@ -199,3 +201,5 @@ class PromptView:
     grid: tuple[int, int]
     pixels: list[Tensor | None]
     keys: list[str]
+    has_cls: bool = False
+    video: bool = False

@@ -11,6 +11,7 @@ from visiondrop.adapters.internvl import InternVLAdapter
 from visiondrop.adapters.llava import LlavaAdapter
 from visiondrop.adapters.llava_next import LlavaNextAdapter
 from visiondrop.adapters.qwen_vl import QwenVLAdapter
+from visiondrop.adapters.video_llava import VideoLlavaAdapter
 
 __all__ = ["ADAPTERS", "Adapter", "Geometry", "TowerOutput", "adapter_of", "geometry_of"]
 
@@ -19,6 +20,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     LlavaNextAdapter(),
     QwenVLAdapter(),
     InternVLAdapter(),
+    VideoLlavaAdapter(),
 )
 
 _BY_MODEL_TYPE = {
@@ -27,6 +29,7 @@ _BY_MODEL_TYPE = {
     "qwen2_vl": ADAPTERS[2],
     "qwen2_5_vl": ADAPTERS[2],
     "internvl": ADAPTERS[3],
+    "video_llava": ADAPTERS[4],
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ class Geometry:
     Attributes:
         num_layers: decoder layers.
         num_patches: patches of one picture (576 for LLaVA-1.5).
-        has_cls: whether the vision tower has a CLS token.
+        has_cls: whether the vision tower has a CLS token, which is not among `num_patches`.
         grid: (rows, columns) of patches.
         cls_in_prompt: whether the unpruned model feeds CLS to the decoder too.
         crops: whether a picture is encoded as several crops beside a thumbnail.
@@ -51,6 +52,9 @@ class Geometry:
         native: whether each picture has a number of tokens of its own; `num_patches` is then the
             most that there can be, and `grid` about its shape.
         mrope: whether positions have several planes (`visiondrop.mrope`).
+        frames: of a video, whose tokens `num_patches` then counts; 1 where the model sees none, or
+            any number of them.
+        frame_cls: whether the CLS tokens of frames are among these.
     """
 
     num_layers: int
@@ -65,12 +69,14 @@ class Geometry:
     merged: bool = False
     native: bool = False
     mrope: bool = False
+    frames: int = 1
+    frame_cls: bool = False
 
     @property
     def lacks(self) -> set[str]:
         """What methods may need (`Reducer.needs`) and this model has not."""
         has = {
-            "cls": self.has_cls or self.cls_attention,
+            "cls": self.has_cls or self.cls_attention or self.frame_cls,
             "crops": self.crops,
             "patches": not self.merged,
             "frames": not self.native,
@@ -103,12 +109,17 @@ class VisualInput:
         modality: "image" or "video": `get_{modality}_features` of the base model encodes it, and
             `mm_encoder_outputs` holds what was encoded before under this name.
         token_id: the placeholder in `input_ids` for one visual token.
-        pixels: what the model calls the pixels.
+        pixels: what the model calls the pixels; older: another name that it knows them by.
     """
 
     modality: str
     token_id: int
     pixels: str = "pixel_values"
+    older: str = ""
+
+    def given(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether pixels are among a forward's arguments."""
+        return any(kwargs.get(name) is not None for name in (self.pixels, self.older))
 
     @property
     def function(self) -> str:
@@ -171,6 +182,10 @@ class Adapter(ABC):
     def visual_inputs(self, config: Any) -> tuple[VisualInput, ...]:
         """The kinds of visual input; most families have pictures alone."""
         return (VisualInput("image", self.image_token_id(config)),)
+
+    def entries(self, config: Any, modality: str, output: Any) -> list[int]:
+        """Feature rows of each picture or video in what the stock function gave."""
+        return [rows.shape[0] for rows in output.pooler_output]
 
     def image_token_id(self, config: Any) -> int:
         """The placeholder in `input_ids` for one visual token of a picture."""

@@ -57,7 +57,11 @@ class LlavaAdapter(Adapter):
                 "have no single attention to be judged by; use one layer, such as -2"
             )
         depth = config.vision_config.num_hidden_layers
-        return self.base(model).vision_tower, layers_to_run(index, depth)
+        return self.vit(model, **kwargs), layers_to_run(index, depth)
+
+    def vit(self, model: nn.Module, **kwargs: Any) -> Any:
+        """The vision tower."""
+        return self.base(model).vision_tower
 
     def encode(self, model: nn.Module, pixel_values: Tensor, **kwargs: Any) -> TowerOutput:
         """Run the tower up to the layer that is read."""

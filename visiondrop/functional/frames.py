@@ -20,7 +20,8 @@ By = Literal["feature", "pixel"]
 
 def frame_similarity(view: PromptView, by: By, std: Sequence[float]) -> Tensor:
     """[F - 1, n], how alike each token is to the same place of the frame before: the cosine of
-    decoder embeddings, or minus the mean absolute difference of RGB in 0 .. 1.
+    decoder embeddings, or minus the mean absolute difference of RGB in 0 .. 1 (for a CLS token that
+    of the whole frame).
 
     Args:
         std: deviation that the pictures were normalised with.
@@ -39,7 +40,10 @@ def frame_similarity(view: PromptView, by: By, std: Sequence[float]) -> Tensor:
     pixels = [frame for frame in view.pixels if frame is not None]
     if len(pixels) < len(view.pictures):
         raise ValueError("by='pixel' needs pixel_values, which are not at hand; use by='feature'")
-    return -frame_difference(torch.stack(pixels), view.grid, std)
+    change = frame_difference(torch.stack(pixels), view.grid, std)
+    if view.has_cls:
+        change = torch.cat([change.mean(1, keepdim=True), change], 1)
+    return -change
 
 
 def keep_frames(view: PromptView, kept: Sequence[Tensor | None]) -> list[Reduction | None]:

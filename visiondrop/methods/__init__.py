@@ -143,6 +143,8 @@ def build_method(
             f"{name}: --tokens {tokens} and the stages themselves were both given; give one of them"
         )
     else:
+        if geometry.frames > 1:
+            fields = {**cls.video_options, **fields}
         make = cls.from_average if budget == "average" else cls.from_nominal
         method = make(
             _whole(tokens),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from visiondrop.functional.frames import By, frame_similarity, keep_frames
 from visiondrop.functional.patches import CLIP_STD
@@ -14,6 +15,7 @@ from visiondrop.merging import Reduction
 from visiondrop.methods.base import PictureBudget
 from visiondrop.reducer import Positions
 from visiondrop.scoring import top_tokens
+from visiondrop.tiles import frame_budgets
 from visiondrop.views import PromptView
 
 
@@ -28,7 +30,7 @@ class FrameWise(PictureBudget):
     spaced ones of every frame, floor((i + 1/2) n / tokens).
 
     Args:
-        tokens: of every frame.
+        tokens: of every picture of a prompt; of a video, whose frames share them equally.
         select: "change" or "uniform".
         by: "feature" or "pixel", as in `dtd`.
         image_std: as in `dtd`.
@@ -55,9 +57,19 @@ class FrameWise(PictureBudget):
     def prompt_stage(self, view: PromptView) -> list[Reduction | None]:
         """As many of every frame."""
         similarity = frame_similarity(view, self.by, self.image_std)
-        later, total = similarity.shape
-        step = torch.arange(self.tokens, device=similarity.device)
-        spaced = (2 * step + 1) * total // (2 * self.tokens)
-        if self.select == "uniform":
-            return keep_frames(view, [spaced] * (later + 1))
-        return keep_frames(view, [spaced, *top_tokens(-similarity, self.tokens)])
+        frames, total = 1 + similarity.shape[0], similarity.shape[1]
+        if self.tokens > total * (frames if view.video else 1):
+            return [None] * frames
+        budgets = [self.tokens] * frames
+        if view.video:
+            budgets = frame_budgets(self.tokens, frames)
+
+        def spaced(count: int) -> Tensor:
+            step = torch.arange(count, device=similarity.device)
+            return (2 * step + 1) * total // max(1, 2 * count)
+
+        kept = [spaced(budgets[0])]
+        for alike, count in zip(similarity, budgets[1:], strict=True):
+            change = self.select == "change"
+            kept.append(top_tokens(-alike[None], count)[0] if change else spaced(count))
+        return keep_frames(view, kept)

@@ -16,6 +16,7 @@ from visiondrop.merging import MergeRule, Placement, Reduction, reduce_tokens
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.schedule import (
     ENTRY_RATIO,
+    VIDEO_ENTRY_RATIO,
     Budget,
     block_weights,
     check_stages,
@@ -59,6 +60,7 @@ class VisionDrop(Reducer):
     where = "encoder, then LLM 1/4, 1/2, 3/4"
     signal = "visual self-attention, contextual merge"
     tiled = counts_cls = True
+    video_options: ClassVar[Mapping[str, Any]] = {"entry": VIDEO_ENTRY_RATIO}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "32": {"encoder": (42, 6), "llm": {8: (30, 5), 16: (22, 4), 24: (16, 3)}},
     }
@@ -88,9 +90,9 @@ class VisionDrop(Reducer):
     ) -> Self:
         """The schedule whose mean of visual tokens over the decoder layers is `tokens`.
 
-        Totals fall geometrically from `entry` x tokens (at most what there is); a contextual share
-        of one eighth, rounded up. Rounding can leave the true mean a quarter of a token off: see
-        `ledger`.
+        Totals fall geometrically from `entry` x tokens (for videos `schedule.VIDEO_ENTRY_RATIO`),
+        at most what there is; a contextual share of one eighth, rounded up. Rounding can leave the
+        true mean a quarter of a token off: see `ledger`.
 
         Raises `ValueError` where no such schedule exists.
         """
