@@ -9,7 +9,9 @@ with method(model) as trace:
 """
 
 from visiondrop.adapters import Geometry, geometry_of
+from visiondrop.chat import Chat
 from visiondrop.composed import Composed
+from visiondrop.image_cache import ImageCache
 from visiondrop.merging import Reduction
 from visiondrop.methods import METHODS, Full, Random, Uniform, VisionDrop, build_method
 from visiondrop.reducer import Reducer
@@ -20,9 +22,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "Chat",
     "Composed",
     "Full",
     "Geometry",
+    "ImageCache",
     "Random",
     "Reducer",
     "Reduction",

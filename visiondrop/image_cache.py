@@ -29,13 +29,17 @@ from visiondrop.adapters import adapter_of
 from visiondrop.methods import Full
 from visiondrop.prefix import Prefix, cut_prefixes, join_prefixes, left_pad
 from visiondrop.prefix_files import read_prefixes, write_prefixes
-from visiondrop.prefix_inputs import digest_of, merge_inputs, one_row, rows_of
+from visiondrop.prefix_inputs import digest_of, merge_inputs, one_row, picture_names, rows_of
 from visiondrop.reducer import Reducer
 from visiondrop.reuse import check_reusable
 from visiondrop.tower_cache import TowerCache
 from visiondrop.trace import Trace
 
 __all__ = ["CacheStats", "ImageCache"]
+
+TOWER_BYTES = 256 * 2**20
+EXPANDING = ("num_beams", "num_return_sequences")
+"""Arguments of `generate` that make several rows of a prompt."""
 
 
 @dataclass
@@ -74,7 +78,8 @@ class ImageCache:
         method: of visual-token reduction; None for none.
         max_bytes: limit of the keys and values that are held; the least recently used go first. A
             prefix in use outlives its eviction.
-        tower_cache: where outputs of the vision tower are kept for pictures with names.
+        tower_cache: where outputs of the vision tower are kept; by default a store of its own, of
+            256 MiB.
 
     Raises:
         TypeError: unknown model family.
@@ -92,7 +97,8 @@ class ImageCache:
             raise ValueError(f"max_bytes={max_bytes}: give the bytes to hold, 0 for none")
         self.model: Any = model
         self.method: Reducer = Full() if method is None else method
-        self.max_bytes, self.tower_cache = max_bytes, tower_cache
+        self.max_bytes = max_bytes
+        self.tower_cache = TowerCache(TOWER_BYTES) if tower_cache is None else tower_cache
         self.adapter = adapter_of(model)
         self.decoder: Any = self.adapter.decoder(model)
         check_reusable(self.method)
@@ -220,6 +226,7 @@ class ImageCache:
         Args:
             prompts: of each the arguments of `build`, all with the same names.
         """
+        prompts = [self.named(prompt) for prompt in prompts]
         keys = [self.key_of(prompt) for prompt in prompts]
         found: dict[str, Prefix] = {}
         new: dict[str, Mapping[str, Any]] = {}
@@ -237,6 +244,18 @@ class ImageCache:
                 found[prefix.key] = prefix
                 self.add(prefix)
         return [found[key] for key in keys]
+
+    def prefill(self, prompt: Mapping[str, Any]) -> Prefix:
+        """A new prefix, which is not held; `prompt` has the arguments of `build`."""
+        prompt = self.named(prompt)
+        return self._prefill([self.key_of(prompt)], [prompt])[0]
+
+    def named(self, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A beginning whose pictures have names: hashes of their pixels where none were given."""
+        if prompt.get("names") is not None:
+            return prompt
+        names = picture_names(prompt, self.adapter.geometry(self.model.config).crops)
+        return prompt if names is None else {**prompt, "names": names}
 
     def key_of(self, prompt: Mapping[str, Any]) -> str:
         """SHA-256 of a beginning: its ids, its pictures (by name or pixels) and the method."""
@@ -307,9 +326,7 @@ class ImageCache:
             )
         return out.logits[:, -1]
 
-    def generate(
-        self, prefixes: Prefix | Sequence[Prefix], questions: Any, **kwargs: Any
-    ) -> Any:
+    def generate(self, prefixes: Prefix | Sequence[Prefix], questions: Any, **kwargs: Any) -> Any:
         """Answer questions that follow kept prefixes.
 
         Args:
@@ -351,9 +368,6 @@ class ImageCache:
         config = kwargs.get("generation_config") or self.model.generation_config
         counts = [kwargs.get(n) or getattr(config, n, None) or 1 for n in EXPANDING]
         return max(counts)
-
-
-EXPANDING = ("num_beams", "num_return_sequences")
 
 
 def pair(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["digest_of", "merge_inputs", "one_row", "rows_of"]
+__all__ = ["digest_of", "merge_inputs", "one_row", "picture_names", "rows_of"]
 
 PIXELS = ("pixel_values", "images", "pixel_values_videos")
 """What names of pictures stand for."""
@@ -67,6 +67,27 @@ def digest_of(prompt: Mapping[str, Any], method: Mapping[str, Any]) -> str:
     return whole.hexdigest()
 
 
+def picture_names(prompt: Mapping[str, Any], tiled: bool) -> list[str] | None:
+    """A hash of each picture's pixels; None where it is not known which pixels are whose.
+
+    Args:
+        tiled: whether a picture of the model has several tiles.
+    """
+    given = prompt.get("pixel_values", prompt.get("images"))
+    pictures = [] if given is None else pictures_of(given)
+    wanted = 4 if tiled else 3
+    if not pictures or any(not isinstance(p, Tensor) or p.dim() != wanted for p in pictures):
+        return None
+    return [content_of(picture) for picture in pictures]
+
+
+def content_of(picture: Tensor) -> str:
+    """A picture's hash."""
+    whole = hashlib.sha256()
+    _add(whole, picture)
+    return whole.hexdigest()
+
+
 def _add(whole: Any, value: Any) -> None:
     if isinstance(value, Tensor):
         whole.update(f"{value.dtype}{tuple(value.shape)}".encode())
@@ -118,7 +139,6 @@ def join(tensors: list[Tensor]) -> Tensor:
     if tensors[0].dim() == 5:
         most = max(t.shape[1] for t in tensors)
         tensors = [
-            torch.cat([t, t.new_zeros(len(t), most - t.shape[1], *t.shape[2:])], 1)
-            for t in tensors
+            torch.cat([t, t.new_zeros(len(t), most - t.shape[1], *t.shape[2:])], 1) for t in tensors
         ]
     return torch.cat(tensors)
