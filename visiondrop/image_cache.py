@@ -14,10 +14,8 @@ Calls on one model must not overlap in time.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from visiondrop.methods import Full
 from visiondrop.prefix import Prefix, cut_prefixes, join_prefixes, left_pad
 from visiondrop.prefix_files import read_prefixes, write_prefixes
 from visiondrop.prefix_inputs import digest_of, merge_inputs, one_row, picture_names, rows_of
+from visiondrop.prefix_store import CacheStats, PrefixStore
 from visiondrop.reducer import Reducer
 from visiondrop.reuse import check_reusable
 from visiondrop.tower_cache import TowerCache
@@ -42,35 +41,7 @@ EXPANDING = ("num_beams", "num_return_sequences")
 """Arguments of `generate` that make several rows of a prompt."""
 
 
-@dataclass
-class CacheStats:
-    """What a cache did, and what it holds now.
-
-    Attributes:
-        hits, misses: prefixes found, and prefixes that had to be built.
-        evictions: prefixes let go of to stay within the limit.
-        entries, held_bytes: prefixes held, and the bytes of their keys and values.
-        max_bytes: the limit.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    evictions: int = 0
-    entries: int = 0
-    held_bytes: int = 0
-    max_bytes: int = 0
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of prefixes found, 0 to 1; 0 before the first."""
-        return self.hits / max(1, self.hits + self.misses)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "hit_rate": self.hit_rate}
-
-
-class ImageCache:
+class ImageCache(PrefixStore):
     """A least-recently-used store of prompt beginnings on one model with one method.
 
     Args:
@@ -93,66 +64,17 @@ class ImageCache:
         max_bytes: int = 2 * 2**30,
         tower_cache: TowerCache | None = None,
     ):
-        if max_bytes < 0:
-            raise ValueError(f"max_bytes={max_bytes}: give the bytes to hold, 0 for none")
+        super().__init__(max_bytes)
         self.model: Any = model
         self.method: Reducer = Full() if method is None else method
-        self.max_bytes = max_bytes
         self.tower_cache = TowerCache(TOWER_BYTES) if tower_cache is None else tower_cache
         self.adapter = adapter_of(model)
         self.decoder: Any = self.adapter.decoder(model)
         check_reusable(self.method)
         self.method.check(self.adapter.geometry(self.model.config))
-        self._held: OrderedDict[str, Prefix] = OrderedDict()
-        self._bytes = self._hits = self._misses = self._evictions = 0
         self._trace: Trace | None = None
 
-    # ------------------------------------------------------------------ the store
-
-    def __len__(self) -> int:
-        """Prefixes held."""
-        return len(self._held)
-
-    def __contains__(self, key: str) -> bool:
-        """Whether the prefix of that key is held."""
-        return key in self._held
-
-    @property
-    def stats(self) -> CacheStats:
-        """Counts so far."""
-        return CacheStats(
-            self._hits, self._misses, self._evictions, len(self), self._bytes, self.max_bytes
-        )
-
-    def get(self, key: str) -> Prefix | None:
-        """The prefix of that key if it is held; it is then the most recently used."""
-        if key in self._held:
-            self._held.move_to_end(key)
-        return self._held.get(key)
-
-    def add(self, prefix: Prefix) -> None:
-        """Hold a prefix, and let go of those asked for longest ago.
-
-        One that is larger than the limit is not held.
-        """
-        self.drop(prefix.key)
-        if prefix.kv_bytes > self.max_bytes:
-            return
-        self._held[prefix.key] = prefix
-        self._bytes += prefix.kv_bytes
-        while self._bytes > self.max_bytes:
-            self.drop(next(iter(self._held)))
-            self._evictions += 1
-
-    def drop(self, key: str) -> None:
-        """Let go of a prefix, if it is held."""
-        prefix = self._held.pop(key, None)
-        self._bytes -= 0 if prefix is None else prefix.kv_bytes
-
-    def clear(self) -> None:
-        """Let go of all."""
-        self._held.clear()
-        self._bytes = 0
+    # ------------------------------------------------------------------ files
 
     def save(self, path: str | Path) -> None:
         """Write all prefixes to one safetensors file, atomically."""
