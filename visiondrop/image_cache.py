@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from visiondrop.adapters import adapter_of
 from visiondrop.methods import Full
-from visiondrop.prefix import Prefix, cut_prefixes, join_prefixes, left_pad
+from visiondrop.prefix import ROOM, Prefix, cut_prefixes, join_prefixes, left_pad
 from visiondrop.prefix_files import read_prefixes, write_prefixes
 from visiondrop.prefix_inputs import digest_of, merge_inputs, one_row, picture_names, rows_of
 from visiondrop.prefix_store import CacheStats, PrefixStore
@@ -242,7 +242,7 @@ class ImageCache(PrefixStore):
             out = self.model(
                 input_ids=ids[:, -width:],
                 attention_mask=mask,
-                past_key_values=join_prefixes(own, self.decoder.config),
+                past_key_values=join_prefixes(own, self.decoder.config, width),
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -261,13 +261,19 @@ class ImageCache(PrefixStore):
         whose `sequences` are the new tokens. Processors and criteria see what they see in the
         model's own `generate`.
 
-        Raises `ValueError` where prefixes and questions differ in number, or one is empty.
+        Raises `ValueError` where prefixes and questions differ in number, or one is empty, and on
+        ways of decoding that cannot go on from kept KV.
         """
+        refuse_ways(kwargs, self.model.generation_config)
         own, rows = pair(prefixes, rows_of(questions))
         ids, mask = self._prompts(own, rows)
         length = ids.shape[1]
         repeats = self._repeats(kwargs)
-        cache = join_prefixes([p for p in own for _ in range(repeats)], self.decoder.config)
+        cache = join_prefixes(
+            [p for p in own for _ in range(repeats)],
+            self.decoder.config,
+            max(map(len, rows)) + ROOM,
+        )
         if hasattr(self.model, "leave_prompt_out"):
             self.model.leave_prompt_out(kwargs, length)
         with self.applied():
@@ -290,6 +296,23 @@ class ImageCache(PrefixStore):
         config = kwargs.get("generation_config") or self.model.generation_config
         counts = [kwargs.get(n) or getattr(config, n, None) or 1 for n in EXPANDING]
         return max(counts)
+
+
+WHOLE_PROMPT = ("prompt_lookup_num_tokens", "assistant_model", "prefill_chunk_size")
+"""Arguments with which transformers reads the whole prompt whatever the KV cache holds."""
+
+
+def refuse_ways(kwargs: Mapping[str, Any], default: Any) -> None:
+    """Raise `ValueError` on arguments of `generate` that do not go with kept KV."""
+    config = kwargs.get("generation_config") or default
+    for name in WHOLE_PROMPT:
+        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            raise ValueError(
+                f"{name} makes generate() read the whole prompt again, whatever the KV cache "
+                "holds; leave it out, or ask with `with method(model)` instead"
+            )
+    if kwargs.get("use_cache") is False:
+        raise ValueError("use_cache=False, but kept keys and values are a KV cache; leave it out")
 
 
 def pair(

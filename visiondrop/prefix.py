@@ -14,11 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from visiondrop.cache import CacheBlock, PrunedMixin, is_pruned, make_pruned
 from visiondrop.trace import SampleTrace
 
 __all__ = ["Prefix", "cut_prefixes", "join_prefixes", "left_pad"]
+
+ROOM = 64
+"""Columns that a layer of the KV cache grows by at least."""
 
 
 @dataclass(eq=False)
@@ -82,20 +86,20 @@ def cut_prefixes(
     return out
 
 
-def join_prefixes(prefixes: Sequence[Prefix], config: Any) -> PrunedMixin:
+def join_prefixes(prefixes: Sequence[Prefix], config: Any, room: int = ROOM) -> PrunedMixin:
     """The KV cache of a batch whose rows go on from these prefixes, left-padded.
 
     Args:
-        prefixes: one per row; equal ones are not copied before a layer's first update.
+        prefixes: one per row.
         config: of the decoder.
+        room: columns to leave for what will come.
     """
     cache = make_pruned(DynamicCache(config=config))
     device = prefixes[0].layers[0][0].device
-    for index, layer in enumerate(cache.layers):
+    for index in range(len(cache.layers)):
         width = max(prefix.held(index) for prefix in prefixes)
-        keys, values = (pile([p.layers[index][i] for p in prefixes], width) for i in (0, 1))
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
+        rows = [prefix.layers[index] for prefix in prefixes]
+        cache.layers[index] = RoomyLayer(*(pile(r, width, room) for r in zip(*rows)), width)
     for first in sorted({first for prefix in prefixes for first, _ in prefix.blocks}):
         counts = torch.tensor([prefix.held(first) for prefix in prefixes], device=device)
         width = max(prefix.held(first) for prefix in prefixes)
@@ -108,15 +112,53 @@ def join_prefixes(prefixes: Sequence[Prefix], config: Any) -> PrunedMixin:
     return cache
 
 
-def pile(rows: Sequence[Tensor], width: int) -> Tensor:
-    """[B, H, width, d] of rows [H, n, d], zeros at the left; a view where all rows are one."""
+def pile(rows: Sequence[Tensor], width: int, room: int) -> Tensor:
+    """[B, H, width + room, d] of rows [H, n, d], which end at `width`, after zeros."""
     first = rows[0]
-    if all(row is first for row in rows):
-        return first.expand(len(rows), -1, -1, -1)
-    out = first.new_zeros(len(rows), first.shape[0], width, first.shape[2])
+    out = first.new_empty(len(rows), first.shape[0], width + room, first.shape[2])
     for place, row in zip(out, rows, strict=True):
-        place[:, width - row.shape[1] :] = row
+        place[:, : width - row.shape[1]] = 0
+        place[:, width - row.shape[1] : width] = row
     return out
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer that grows in place: a stock one copies all it holds for every new token.
+
+    Args:
+        keys, values: [B, H, held + room, d] each, of which `held` columns count.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, held: int):
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.buffers = [keys, values]
+        self.keys, self.values = keys[:, :, :held], values[:, :, :held]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append, and return all; without a copy where there is room."""
+        if not self.is_initialized:  # after a reset
+            return super().update(key_states, value_states, *args, **kwargs)
+        new = (key_states, value_states)
+        self.keys, self.values = (self.append(i, states) for i, states in enumerate(new))
+        return self.keys, self.values
+
+    def append(self, which: int, states: Tensor) -> Tensor:
+        """To the keys (0) or values (1)."""
+        held = (self.keys, self.values)[which]
+        assert held is not None
+        start, end = held.shape[2], held.shape[2] + states.shape[2]
+        buffer = self.buffers[which]
+        # Beams and offloading put other tensors in place of the buffer's part.
+        apart = held.data_ptr() != buffer.data_ptr() or held.stride() != buffer.stride()
+        if apart or held.shape[0] != buffer.shape[0] or end > buffer.shape[2]:
+            buffer = held.new_empty(*held.shape[:2], end + ROOM, held.shape[3])
+            buffer[:, :, :start] = held
+            self.buffers[which] = buffer
+        buffer[:, :, start:end] = states
+        return buffer[:, :, :end]
 
 
 def left_pad(rows: Sequence[Tensor], pad: int = 0) -> tuple[Tensor, Tensor]:
