@@ -60,9 +60,10 @@ def digest_of(prompt: Mapping[str, Any], method: Mapping[str, Any]) -> str:
     whole.update(ids.numpy().tobytes())
     named = prompt.get("names") is not None
     for name in sorted(prompt):
-        skipped = name in ("input_ids", "attention_mask") or (named and name in PIXELS)
-        if not skipped and prompt[name] is not None:
-            whole.update(f"\0{name}\0".encode())
+        if name in ("input_ids", "attention_mask") or prompt[name] is None:
+            continue
+        whole.update(f"\0{name}\0".encode())
+        if not (named and name in PIXELS):
             _add(whole, prompt[name])
     return whole.hexdigest()
 
