@@ -121,7 +121,7 @@ class Chat:
         """The prefix of a conversation without pictures so far; it is not held for others."""
         if len(whole) < 2:
             raise ValueError("a first turn without a picture has at least two ids")
-        return self.cache.prefill({"input_ids": whole[:-1]}), len(whole) - 1
+        return self.cache.prefill([{"input_ids": whole[:-1]}])[0], len(whole) - 1
 
     def _go_on(self, kv: Any) -> None:
         """Keep what a turn left."""

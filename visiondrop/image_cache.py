@@ -162,15 +162,17 @@ class ImageCache(PrefixStore):
             if prefix is not None:
                 found[key] = prefix
         if new:
-            for prefix in self._prefill(list(new), list(new.values())):
+            for prefix in self._run(list(new), list(new.values())):
                 found[prefix.key] = prefix
                 self.add(prefix)
         return [found[key] for key in keys]
 
-    def prefill(self, prompt: Mapping[str, Any]) -> Prefix:
-        """A new prefix, which is not held; `prompt` has the arguments of `build`."""
-        prompt = self.named(prompt)
-        return self._prefill([self.key_of(prompt)], [prompt])[0]
+    def prefill(self, prompts: Sequence[Mapping[str, Any]]) -> list[Prefix]:
+        """New prefixes, in one batch, which are not held; each prompt has the arguments of
+        `build`.
+        """
+        prompts = [self.named(prompt) for prompt in prompts]
+        return self._run([self.key_of(prompt) for prompt in prompts], prompts)
 
     def named(self, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         """A beginning whose pictures have names: hashes of their pixels where none were given."""
@@ -184,7 +186,7 @@ class ImageCache(PrefixStore):
         return digest_of(prompt, self.method.to_dict())
 
     @torch.no_grad()
-    def _prefill(self, keys: list[str], prompts: list[Mapping[str, Any]]) -> list[Prefix]:
+    def _run(self, keys: list[str], prompts: list[Mapping[str, Any]]) -> list[Prefix]:
         rows, inputs = merge_inputs(prompts)
         names, sample_keys = inputs.pop("names", None), inputs.pop("keys", None)
         if "images" in inputs:

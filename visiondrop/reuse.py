@@ -6,10 +6,11 @@ behind it, unless a method asks that question which tokens to keep.
 
 from __future__ import annotations
 
+from visiondrop.composed import Composed
 from visiondrop.reducer import _REGISTRY, HIDDEN, Reducer
 from visiondrop.text_encoder import NEED
 
-__all__ = ["check_reusable", "reusable", "why_not_reusable"]
+__all__ = ["check_reusable", "reads_keys", "reusable", "why_not_reusable"]
 
 
 def why_not_reusable(method: Reducer) -> str | None:
@@ -33,6 +34,14 @@ def why_not_reusable(method: Reducer) -> str | None:
 def reusable(method: Reducer) -> bool:
     """Whether one prefill of a picture serves every question on it."""
     return why_not_reusable(method) is None
+
+
+def reads_keys(method: Reducer) -> bool:
+    """Whether what `method` keeps depends on the sample's key too (`Trace.set_keys`), as its class
+    says by `reads_keys = True`.
+    """
+    parts = method.parts if isinstance(method, Composed) else (method,)
+    return any(getattr(part, "reads_keys", False) for part in parts)
 
 
 def check_reusable(method: Reducer) -> None:

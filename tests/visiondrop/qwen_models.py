@@ -68,9 +68,7 @@ def patches(shape: Shape, seed: int) -> torch.Tensor:
     """Random pixels as the processor packs them, [patches, values of one]."""
     t, h, w = shape
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(
-        t * h * w * MERGE**2, 3 * TEMPORAL * PATCH**2, generator=generator
-    )
+    return torch.randn(t * h * w * MERGE**2, 3 * TEMPORAL * PATCH**2, generator=generator)
 
 
 def words(count: int, generator: torch.Generator) -> list[int]:
