@@ -15,6 +15,7 @@ from visiondrop.image_cache import ImageCache
 from visiondrop.merging import Reduction
 from visiondrop.methods import METHODS, Full, Random, Uniform, VisionDrop, build_method
 from visiondrop.reducer import Reducer
+from visiondrop.session import Session
 from visiondrop.tower_cache import TowerCache
 from visiondrop.trace import Trace
 
@@ -30,6 +31,7 @@ __all__ = [
     "Random",
     "Reducer",
     "Reduction",
+    "Session",
     "TowerCache",
     "Trace",
     "Uniform",
