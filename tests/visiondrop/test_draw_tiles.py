@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil
 
 from llava.anyres import process_anyres_image, select_best_resolution
 from tests.visiondrop.next_models import (
@@ -24,10 +24,12 @@ from tests.visiondrop.next_models import (
     prompt,
     tiny_next,
 )
+from tests.visiondrop.test_trace_and_show import checkpoint
 from visiondrop import Trace, VisionDrop
 from visiondrop.draw import GAP, HEAD, draw_sample, stage_panels
 from visiondrop.draw_patches import CAPTION, tile_panel, tile_view
 from visiondrop.functional.anyres_layout import TileGrid
+from visiondrop.show import main
 
 METHOD = VisionDrop(encoder=(60, 12), llm={2: (30, 6), 4: (14, 0)})
 PIXELS = 336
@@ -185,3 +187,25 @@ def test_several_pictures_get_a_row_each() -> None:
     assert (np.asarray(one)[HEAD + CAPTION, GAP] == (0, 0, 255)).all()
     with pytest.raises(ValueError, match="3 pictures were given, the sample has 2"):
         draw_sample(sample, [*images, images[0]], trace.grid)
+
+
+def test_show_command_on_any_resolution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a checkpoint's files to the sheet, with transformers' own picture processor."""
+    model, image = checkpoint(tmp_path / "model"), tmp_path / "image.png"
+    tiny_next().save_pretrained(model)
+    LlavaNextImageProcessorPil(
+        size={"shortest_edge": TILE},
+        crop_size={"height": TILE, "width": TILE},
+        image_grid_pinpoints=PINPOINTS,
+    ).save_pretrained(model)
+    Image.new("RGB", (170, 40), "red").save(image)
+    drawn = tmp_path / "out.png"
+    common = ["--model", str(model), "--image", str(image), "--max-new-tokens", "2"]
+    assert main([*common, "--tokens", "30", "-o", str(drawn)]) == 0
+    printed = capsys.readouterr().out
+    assert "mean" in printed and "wrote" in printed, printed
+    # The picture lies in 1 x 3 tiles, drawn at their proportions: wide, and far from square.
+    sheet = np.asarray(Image.open(drawn).convert("RGB")).astype(int)
+    red = np.argwhere((sheet[:, : 480 + GAP] == (255, 0, 0)).all(-1))
+    crops = red[red[:, 0] < HEAD + CAPTION + 480 * 40 // 170]
+    assert abs(np.ptp(red[:, 1]) - 479) <= 1 and abs(np.ptp(crops[:, 0]) - 112) <= 1
