@@ -21,10 +21,10 @@ CSS = """
 .vd-message {padding: 10px 14px; border-left: 4px solid #3f6ea8; background: #eef3f9;
   color: #16202c; border-radius: 4px; font-size: 15px; line-height: 1.4; overflow-wrap: anywhere}
 .vd-message.vd-error {border-left-color: #a33; background: #fbecec}
-.vd-panels {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr));
+.vd-panels {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 150px), 1fr));
   gap: 14px}
-.vd-panels.vd-wide {grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr))}
-.vd-panels figure {margin: 0}
+.vd-panels.vd-wide {grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr))}
+.vd-panels figure {margin: 0; max-width: 640px}
 .vd-panels img {width: 100%; height: auto; display: block; border: 1px solid #8886; margin: 0;
   background: white}
 .vd-panels figcaption {font-size: 14px; line-height: 1.35; margin-bottom: 4px; font-weight: 600;
@@ -34,12 +34,17 @@ CSS = """
 .vd-legend span {display: inline-flex; align-items: center; gap: 7px}
 .vd-legend i {width: 17px; height: 17px; border: 1px solid #555; display: inline-block; flex: none}
 .vd-scroll {overflow-x: auto}
-.vd-table {border-collapse: collapse; width: 100%; font-size: 15px; color: var(--body-text-color)}
-.vd-table th, .vd-table td {text-align: left; padding: 6px 12px 6px 0; vertical-align: top;
-  border-bottom: 1px solid #8884}
-.vd-table thead th {border-bottom: 2px solid #888a}
-.vd-table th:first-child {font-weight: 500}
+.vd-table {border-collapse: collapse; width: 100%; font-size: 15px; margin: 0 !important;
+  color: var(--body-text-color)}
+.vd-table th, .vd-table td {text-align: left; vertical-align: top; border: 0 !important;
+  padding: 7px 14px 7px 0 !important; border-bottom: 1px solid #8884 !important}
+.vd-table thead th {border-bottom: 2px solid #888a !important}
+.vd-table th:first-child {font-weight: 400}
 .vd-table td {font-variant-numeric: tabular-nums}
+.vd-table .vd-run {white-space: nowrap; display: inline-block; margin-right: 12px}
+#told, #table, #drawing {padding: 0 !important}
+#told .html-container, #table .html-container, #drawing .html-container {padding: 0 !important}
+#examples-label {margin-bottom: -8px}
 """
 
 SHADES = (
@@ -90,7 +95,7 @@ def comparison(full: Stream, reduced: Stream | None, name: str) -> str:
     samples = [stream.trace.samples[0] for stream in sides if stream.trace is not None]
     rows = [
         ("visual tokens, mean over the layers", [f"{s.mean_tokens:.4g}" for s in samples]),
-        ("visual tokens by decoder layer", [escape(by_layer(s)) for s in samples]),
+        ("by decoder layer", [runs(by_layer(s)) for s in samples]),
         ("KV cache of the prompt", [megabytes(s.kv_bytes) for s in samples]),
         ("first token after", [milliseconds(s.first_token) for s in sides]),
         ("whole answer after", [f"{milliseconds(s.seconds)}, {count(s.tokens)}" for s in sides]),
@@ -109,6 +114,12 @@ def comparison(full: Stream, reduced: Stream | None, name: str) -> str:
         f'<div class="vd-scroll"><table class="vd-table"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def runs(layers: str) -> str:
+    """Counts by run of layers, each of which is not broken over lines."""
+    parts = [part.strip().removeprefix("layers ") for part in layers.split(",")]
+    return "".join(f'<span class="vd-run">{escape(part)}</span>' for part in parts)
 
 
 def kv_of(samples: Sequence[SampleTrace]) -> list[float]:

@@ -136,8 +136,9 @@ def build_page(page: Page, title: str = TITLE) -> Any:
     first, geometry = page.first, page.asker.geometry
     tokens = default_tokens(first, geometry)
     slider, about = page.limits(first.name, tokens)
+    most = "up to " if geometry.crops else ""
     examples = bundled_examples()
-    names = [(f"{c.title} ({c.where})", c.name) for c in page.choices.values()]
+    names = [(choice.title, choice.name) for choice in page.choices.values()]
 
     def limits(name: str, tokens: float) -> tuple[Any, str]:
         properties, text = page.limits(name, tokens)
@@ -155,11 +156,17 @@ def build_page(page: Page, title: str = TITLE) -> Any:
                 shown = gr.Image(
                     label="Picture", interactive=False, height=330, buttons=[], elem_id="picture"
                 )
+                gr.Markdown(
+                    "Or take an example, with its question:",
+                    visible=bool(examples),
+                    elem_id="examples-label",
+                )
                 gallery = gr.Gallery(
-                    [(str(e.file), e.question) for e in examples],
-                    label="Examples: click one",
+                    [str(example.file) for example in examples],
+                    show_label=False,
                     columns=4,
-                    height=150,
+                    rows=1,
+                    height=130,
                     allow_preview=False,
                     object_fit="cover",
                     buttons=[],
@@ -168,18 +175,21 @@ def build_page(page: Page, title: str = TITLE) -> Any:
                 )
             with gr.Column(scale=3, min_width=320):
                 question = gr.Textbox(
-                    label="Question", placeholder="What does the sign say?", max_lines=4
+                    label="Question",
+                    placeholder="What does the sign say?",
+                    max_lines=4,
+                    elem_id="question",
                 )
                 method = gr.Dropdown(names, value=first.name, label="Method")
                 explained = gr.Markdown(about, elem_id="about")
                 budget = gr.Slider(
                     **slider,
                     step=1,
-                    label=f"Visual tokens, mean over the {geometry.num_layers} decoder layers",
-                    info=f"The full model has {geometry.num_patches} of a picture"
-                    + (" at most." if geometry.crops else "."),
+                    label=f"Visual tokens, mean over the {geometry.num_layers} decoder layers "
+                    f"(full model: {most}{geometry.num_patches})",
+                    elem_id="budget",
                 )
-                button = gr.Button("Ask", variant="primary")
+                button = gr.Button("Ask", variant="primary", elem_id="ask")
                 told = gr.HTML(page.look(None)[1], elem_id="told")
                 with gr.Row():
                     full = gr.Textbox(label="Full model", interactive=False, elem_id="full")
@@ -206,6 +216,12 @@ def build_page(page: Page, title: str = TITLE) -> Any:
     return blocks
 
 
+def theme() -> Any:
+    """Gradio's own, with fonts that it serves itself, also for bold."""
+    font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
+    return gr.themes.Default(font=(font, "ui-sans-serif", "system-ui", "sans-serif"))
+
+
 def launch(blocks: Any, host: str, port: int | None, share: bool, **options: Any) -> Any:
     """Serve the page; nothing is fetched from elsewhere, nothing reported."""
     examples = {str(example.file.parent) for example in bundled_examples()}
@@ -213,6 +229,7 @@ def launch(blocks: Any, host: str, port: int | None, share: bool, **options: Any
         server_name=host,
         server_port=port,
         share=share,
+        theme=theme(),
         css=CSS,
         max_file_size=UPLOAD,
         allowed_paths=sorted(examples),
