@@ -9,10 +9,13 @@ with method(model) as trace:
 """
 
 from visiondrop.adapters import Geometry, geometry_of
+from visiondrop.chat import Chat
 from visiondrop.composed import Composed
+from visiondrop.image_cache import ImageCache
 from visiondrop.merging import Reduction
 from visiondrop.methods import METHODS, Full, Random, Uniform, VisionDrop, build_method
 from visiondrop.reducer import Reducer
+from visiondrop.session import Session
 from visiondrop.tower_cache import TowerCache
 from visiondrop.trace import Trace
 
@@ -20,12 +23,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "Chat",
     "Composed",
     "Full",
     "Geometry",
+    "ImageCache",
     "Random",
     "Reducer",
     "Reduction",
+    "Session",
     "TowerCache",
     "Trace",
     "Uniform",

@@ -1,8 +1,4 @@
-"""A picture of what was kept, merged and dropped at each stage.
-
-Readable without colour: kept patches show the picture itself, contextual tokens have a frame,
-patches folded into one are pale, dropped ones nearly black.
-"""
+"""A picture of what was kept, merged and dropped at each stage: one panel a stage, and a legend."""
 
 from __future__ import annotations
 
@@ -10,20 +6,28 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from visiondrop.draw_patches import FRAME, SIDE, Box, count_tokens, paint, tile_panel
 from visiondrop.trace import SampleTrace
 
-__all__ = ["Panel", "draw_rows", "draw_sample", "pad_to_square", "stage_panels"]
+__all__ = [
+    "Panel",
+    "draw_rows",
+    "draw_sample",
+    "first_panel",
+    "legend_strip",
+    "pad_to_square",
+    "panel_of",
+    "stage_panels",
+]
 
-SIDE = 384
 GAP = 16
 HEAD = 28
-FRAME = (214, 94, 0)
 MEAN = (122, 116, 104)
 """Where LLaVA pads a picture to a square: CLIP's mean colour."""
 
 
 Panel = tuple[Image.Image, str]
-"""A square picture with its title."""
+"""A picture with its title."""
 
 
 def pad_to_square(image: Image.Image, background: tuple[int, int, int] = MEAN) -> Image.Image:
@@ -36,19 +40,47 @@ def pad_to_square(image: Image.Image, background: tuple[int, int, int] = MEAN) -
 
 
 def draw_sample(
-    sample: SampleTrace, image: Image.Image, grid: tuple[int, int], picture: int = 0
+    sample: SampleTrace,
+    image: Image.Image | Sequence[Image.Image],
+    grid: tuple[int, int],
+    picture: int | None = None,
 ) -> Image.Image:
-    """One panel for the picture and one per stage.
+    """One panel for each picture and one per stage.
 
     Args:
         sample: a row's trace.
-        image: the picture; padded to a square where it is none.
-        grid: (rows, columns) of patches.
-        picture: which of the row's pictures.
+        image: the row's pictures, one alone or in reading order, of which each gets a row of
+            panels. One of a single tile is padded to a square where it is none; one of any
+            resolution is given whole, as it was before it was cut into tiles.
+        grid: (rows, columns) of patches of a tile.
+        picture: draw this one alone, and `image` is it.
     """
-    rows, columns = grid
-    picture_panel = (panel_of(image), f"picture: {rows * columns} patches")
-    return draw_rows([[picture_panel, *stage_panels(sample, image, grid, picture)]])
+    images = [image] if isinstance(image, Image.Image) else list(image)
+    which = range(len(images)) if picture is None else [picture]
+    if len(images) != len(which):
+        raise ValueError(f"{len(images)} pictures were given to draw picture {picture}; give it")
+    if images and max(which) >= max(1, len(sample.grids)):
+        raise ValueError(
+            f"{len(images)} pictures were given, the sample has {len(sample.grids)}; give one for "
+            "each at most, in reading order"
+        )
+    rows: list[list[Panel]] = []
+    for index, one in zip(which, images, strict=True):
+        rows.append(
+            [first_panel(sample, one, grid, index), *stage_panels(sample, one, grid, index)]
+        )
+    return draw_rows(rows)
+
+
+def first_panel(
+    sample: SampleTrace, image: Image.Image, grid: tuple[int, int], picture: int = 0
+) -> Panel:
+    """The picture with nothing dropped; arguments as for `draw_sample`."""
+    tiles = sample.grids[picture] if sample.grids else None
+    if tiles is None:
+        return panel_of(image), f"picture: {grid[0] * grid[1]} patches"
+    width, height = tiles.original
+    return tile_panel(image, tiles), f"picture, {width} x {height}: {tiles.unpruned} tokens"
 
 
 def panel_of(image: Image.Image) -> Image.Image:
@@ -60,7 +92,8 @@ def stage_panels(
     sample: SampleTrace, image: Image.Image, grid: tuple[int, int], picture: int = 0
 ) -> list[Panel]:
     """One panel for each stage; arguments as for `draw_sample`."""
-    square = panel_of(image)
+    tiles = sample.grids[picture] if sample.grids else None
+    square = panel_of(image) if tiles is None else image
     panels = []
     stages = [stage for stage in sample.stages if stage.picture == picture]
     for stage, (name, fate) in zip(stages, sample.fates(picture), strict=True):
@@ -68,83 +101,82 @@ def stage_panels(
         title = f"{name}: {stage.tokens_out} tokens"
         if stage.skipped:
             title = f"{name}: skipped, {stage.tokens_in} tokens"
-        elif merged:
-            title += f" ({len(stage.kept)} + {len(merged)})"
-        panels.append((draw_stage(square, grid, fate, merged), title))
+        else:
+            newlines = 0 if tiles is None else count_tokens(tiles, fate)[2]
+            parts = [f"{len(stage.kept) - newlines}"]
+            parts += [f"{len(merged)}"] * bool(merged) + [f"{newlines} newlines"] * bool(newlines)
+            title += f" ({' + '.join(parts)})" * (len(parts) > 1)
+        if tiles is None:
+            panel = square.copy()
+            paint(panel, square_boxes(grid), fate, merged)
+        else:
+            panel = tile_panel(square, tiles, fate, merged)
+        panels.append((panel, title))
     return panels
+
+
+def square_boxes(grid: tuple[int, int]) -> dict[int, Box]:
+    """Where each patch of a panel of one tile is."""
+    rows, columns = grid
+    return {
+        row * columns + column: (
+            column * SIDE // columns,
+            row * SIDE // rows,
+            (column + 1) * SIDE // columns,
+            (row + 1) * SIDE // rows,
+        )
+        for row in range(rows)
+        for column in range(columns)
+    }
 
 
 def draw_rows(rows: Sequence[Sequence[Panel]]) -> Image.Image:
     """Rows of panels, one below the other, and what their shades mean."""
     font = ImageFont.load_default(size=16)
-    most, high = max(map(len, rows)), HEAD + SIDE
-    width = most * SIDE + (most + 1) * GAP
-    sheet = Image.new("RGB", (width, len(rows) * high + HEAD + GAP), "white")
-    pen = ImageDraw.Draw(sheet)
-    for r, panels in enumerate(rows):
+    widths = [0] * max(map(len, rows))
+    for panels in rows:
         for i, (panel, title) in enumerate(panels):
-            left = GAP + i * (SIDE + GAP)
-            pen.text((left, r * high + 6), title, fill="black", font=font)
-            sheet.paste(panel, (left, r * high + HEAD))
-    legend(sheet, (GAP, len(rows) * high + 10), font)
+            widths[i] = max(widths[i], panel.width, int(font.getlength(title)))
+    heights = [HEAD + max(panel.height for panel, _ in panels) for panels in rows]
+    shades = legend_strip(sum(widths) + (len(widths) - 1) * GAP)
+    width = max(sum(widths) + (len(widths) + 1) * GAP, shades.width + 2 * GAP)
+    sheet = Image.new("RGB", (width, sum(heights) + shades.height + GAP + 10), "white")
+    pen, top = ImageDraw.Draw(sheet), 0
+    for panels, height in zip(rows, heights, strict=True):
+        left = GAP
+        for (panel, title), wide in zip(panels, widths, strict=False):
+            pen.text((left, top + 6), title, fill="black", font=font)
+            sheet.paste(panel, (left, top + HEAD))
+            left += wide + GAP
+        top += height
+    sheet.paste(shades, (GAP, top + 10))
     return sheet
 
 
-def draw_stage(
-    square: Image.Image,
-    grid: tuple[int, int],
-    fate: dict[int, tuple[str, int]],
-    merged: set[int],
-) -> Image.Image:
-    """The picture with each patch shown by what became of it."""
-    rows, columns = grid
-    grey = square.convert("L").convert("RGB")
-    pale = Image.blend(grey, Image.new("RGB", square.size, "white"), 0.7)
-    dark = Image.blend(grey, Image.new("RGB", square.size), 0.88)
-    out = square.copy()
-    boxes = {}
-    for patch in range(rows * columns):
-        r, c = divmod(patch, columns)
-        boxes[patch] = (
-            c * SIDE // columns,
-            r * SIDE // rows,
-            (c + 1) * SIDE // columns,
-            (r + 1) * SIDE // rows,
-        )
-        what = fate.get(patch, ("dropped", patch))[0]
-        if what != "kept":
-            source = pale if what == "merged" else dark
-            out.paste(source.crop(boxes[patch]), boxes[patch])
-    pen = ImageDraw.Draw(out)
-    for patch in sorted(merged):
-        if patch >= 0:
-            left, top, right, bottom = boxes[patch]
-            pen.rectangle((left, top, right - 1, bottom - 1), outline=FRAME, width=2)
-    return out
+SHADES: list[tuple[str, str | tuple[int, int, int], tuple[int, int, int] | None]] = [
+    ("kept", (120, 160, 200), None),
+    ("contextual token (stands where its reference was)", (120, 160, 200), FRAME),
+    ("merged into a contextual token", (225, 225, 225), None),
+    ("dropped", (20, 20, 20), None),
+]
 
 
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
-
-
-def legend(sheet: Image.Image, at: tuple[int, int], font: Font) -> None:
-    """What the shades mean."""
-    pen = ImageDraw.Draw(sheet)
-    left, top = at
-    box = 16
-    entries: list[tuple[str, str | tuple[int, int, int], tuple[int, int, int] | None]] = [
-        ("kept", (120, 160, 200), None),
-        ("contextual token (stands where its reference was)", (120, 160, 200), FRAME),
-        ("merged into a contextual token", (225, 225, 225), None),
-        ("dropped", (20, 20, 20), None),
-    ]
-    for text, fill, outline in entries:
-        pen.rectangle(
-            (left, top, left + box, top + box),
-            fill=fill,
-            outline=outline or "black",
-            width=2 if outline else 1,
-        )
+def legend_strip(width: int) -> Image.Image:
+    """What the shades mean, in lines of at most `width` pixels (one entry a line at least)."""
+    font = ImageFont.load_default(size=16)
+    box, space, line = 16, 28, 26
+    places, left, top, most = [], 0, 0, 0
+    for text, _, _ in SHADES:
+        long = box + 6 + int(font.getlength(text))
+        if left and left + long > width:
+            left, top = 0, top + line
+        places.append((left, top))
+        most = max(most, left + long)
+        left += long + space
+    strip = Image.new("RGB", (most + 2, top + line), "white")
+    pen = ImageDraw.Draw(strip)
+    for (text, fill, outline), (left, top) in zip(SHADES, places, strict=True):
+        corners = (left, top, left + box, top + box)
+        pen.rectangle(corners, fill, outline or "black", width=2 if outline else 1)
         pen.text((left + box + 6, top - 2), text, fill="black", font=font)
-        left += box + 6 + int(pen.textlength(text, font=font)) + 28
-        if left > sheet.width - 120:
-            break
+    return strip

@@ -40,7 +40,8 @@ def show(
 
     Args:
         model: the model that `ask` runs.
-        image: the picture as the model sees it (a square, or padded to one).
+        image: the picture as the model sees it (a square, or padded to one); one of any resolution
+            whole.
         output: where the PNG goes.
         ask: runs the model on the picture and returns its answer.
         question: that it is asked, for methods that read it.
@@ -120,15 +121,36 @@ def method_from(args: argparse.Namespace, model: nn.Module) -> Reducer:
 
 def load(path: str) -> tuple[Any, Any, Any]:
     """Model, tokenizer and image processor of a Hugging Face checkpoint, without torchvision."""
-    from transformers import AutoModelForImageTextToText, AutoTokenizer, CLIPImageProcessorPil
+    from transformers import (
+        AutoModelForImageTextToText,
+        AutoTokenizer,
+        CLIPImageProcessorPil,
+        LlavaNextImageProcessorPil,
+    )
 
     cuda = torch.cuda.is_available()
     model = AutoModelForImageTextToText.from_pretrained(
         path, dtype=torch.float16 if cuda else torch.float32
     )
     model = model.to("cuda" if cuda else "cpu").eval()
-    adapter_of(model)
-    return model, AutoTokenizer.from_pretrained(path), CLIPImageProcessorPil.from_pretrained(path)
+    tiled = adapter_of(model).geometry(model.config).crops
+    processor = LlavaNextImageProcessorPil if tiled else CLIPImageProcessorPil
+    return model, AutoTokenizer.from_pretrained(path), processor.from_pretrained(path)
+
+
+def picture_inputs(
+    model: Any, processor: Any, image: Image.Image
+) -> tuple[dict[str, Any], int, Image.Image]:
+    """The model's picture arguments, its visual tokens, and the picture as it is to be drawn."""
+    geometry = geometry_of(model)
+    if not geometry.crops:
+        image = pad_to_square(image)
+    inputs = dict(processor(image, return_tensors="pt"))
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.device, model.dtype)
+    if not geometry.crops:
+        return inputs, geometry.num_patches + int(geometry.cls_in_prompt), image
+    _, grids = adapter_of(model).tiles(model, **inputs)
+    return inputs, grids[0].unpruned, image
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,26 +166,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    square = pad_to_square(image)
-    pixels = processor(square, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+    pictures, rows, image = picture_inputs(model, processor, image)
     token = adapter_of(model).image_token_id(model.config)
     before = tokenizer("USER: ")["input_ids"]
     after = tokenizer(f"\n{args.question} ASSISTANT:", add_special_tokens=False)["input_ids"]
-    rows = geometry_of(model).num_patches + int(geometry_of(model).cls_in_prompt)
     ids = torch.tensor([[*before, *[token] * rows, *after]], device=model.device)
 
     def ask() -> str:
         out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values=pixels,
+            **pictures,
             max_new_tokens=args.max_new_tokens,
             do_sample=False,
         )
         return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
     print(f"method: {json.dumps(method.to_dict())}")
-    show(model, method, square, args.output, ask, args.question)
+    show(model, method, image, args.output, ask, args.question)
     return 0
 
 

@@ -284,14 +284,12 @@ class Trace:
         os.replace(part, path)
 
     def draw(self, image: Any, path: str | os.PathLike[str], sample: int = 0) -> None:
-        """Draw what was kept, merged and dropped at each stage over `image` (PIL) to a PNG."""
+        """Draw what was kept, merged and dropped at each stage to a PNG.
+
+        `image`: the picture (PIL), or a list of those of the prompt in reading order; pictures of
+        any resolution as they were before they were cut into tiles.
+        """
         from visiondrop.draw import draw_sample
 
-        if any(self.samples[sample].grids):
-            raise ValueError(
-                "this sample has an any-resolution picture or a video, whose tiles or frames "
-                "cannot be drawn yet; "
-                "samples[i].stages and grids[i].locate(token) say what was kept"
-            )
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         draw_sample(self.samples[sample], image, self.grid).save(path)

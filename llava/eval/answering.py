@@ -2,57 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import LogitsProcessorList
 
 from llava.eval.answered import Row
 from llava.eval.answers import AnswerStore
 from llava.eval.errors import EvalError
+from llava.eval.generating import (
+    LoadedModel,
+    describe_trace,
+    generate,
+    text_tokens,
+    traces_of,
+)
 from llava.eval.near_ties import Margins
 from llava.eval.pictures import Pictures
-from llava.eval.preparing import (
-    HELD_BY_WORKER,
-    Prepared,
-    QuestionDataset,
-    batch_loader,
-    left_pad,
-)
-from llava.eval.samples import Sample, raw_question
+from llava.eval.prefixes import SharedPrefixes
+from llava.eval.preparing import HELD_BY_WORKER, Prepared, QuestionDataset, batch_loader
+from llava.eval.samples import Sample
 from llava.eval.settings import RunSettings, digest_of_json
 from visiondrop import TowerCache, Trace
-from visiondrop.trace import SampleTrace
 
 RUN_CACHE_BYTES = 2 * 2**30
 """Most that a run holds of pictures whose questions lie in several batches: of LLaVA-1.5 in half
 precision, at 3.5 MB each, those of GQA or POPE."""
 PATIENCE = 8
 """So many samples may make the model raise an error before any has worked."""
-
-
-@dataclass
-class LoadedModel:
-    """What ``llava.model.builder.load_pretrained_model`` returns, with the model's name."""
-
-    tokenizer: Any
-    model: Any
-    image_processor: Any
-    context_len: int
-    name: str
-
-    @property
-    def pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return 0 if pad is None else int(pad)
 
 
 def answer_id(sample: Sample, settings: RunSettings) -> str:
@@ -108,13 +90,15 @@ def answer_questions(
     label: str = "",
     position: int = 0,
     tower_cache: TowerCache | None = None,
+    image_cache: bool = True,
 ) -> None:
     """Answer the batches of ``store`` that are still open (of ``batches``, if given).
 
     Each batch is on the disk before the next begins.  ``label`` names the run beside the progress
     bar; ``position`` is the bar's line when several processes draw one each.  A picture with
     several questions passes the vision tower once, as long as `run_tower_cache` holds what comes
-    between them; ``tower_cache`` is another store, that runs may share.
+    between them; ``tower_cache`` is another store, that runs may share.  With ``image_cache`` its
+    questions also go on from one prefill, where the method allows it (`SharedPrefixes`).
 
     A sample that makes the model raise an error is recorded as failed, and the others of its batch
     are answered one by one.  The error is raised where nothing has been answered so far: then it is
@@ -133,10 +117,18 @@ def answer_questions(
     works = any("error" not in row["metadata"] for row in store.rows())
     held: list[tuple[int, BatchAnswers, float]] = []
     bar = tqdm(total=total, initial=done, desc=label, unit="q", position=position, leave=True)
-    with bar, torch.inference_mode(), method(loaded.model, tower_cache=tower_cache) as trace:
+    shared = None
+    if image_cache:
+        several = in_several_batches(store.samples, store.batches)
+        most = most_held(loaded.model.device)
+        shared = SharedPrefixes.of(loaded.model, method, store.samples, several, most, tower_cache)
+    applied = method(loaded.model, tower_cache=tower_cache)
+    if shared is not None:
+        applied = shared.cache.applied()
+    with bar, torch.inference_mode(), applied as trace:
         start = time.perf_counter()
         for k, prepared in zip(todo, loader):
-            answers = _answer_batch(loaded, store, prepared, trace)
+            answers = _answer_batch(loaded, store, prepared, trace, shared)
             now = time.perf_counter()
             held.append((k, answers, now - start))
             start = now
@@ -163,10 +155,14 @@ def run_tower_cache(
     """The store of one run: a sixteenth of a GPU's memory at most, a quarter of the limit on a CPU.
 
     Its size changes how often a picture is encoded, never an answer."""
-    most = RUN_CACHE_BYTES // 4
+    return TowerCache(most_held(device), in_several_batches(samples, batches), hold_all=False)
+
+
+def most_held(device: torch.device) -> int:
+    """Bytes that each store of a run may hold on a device."""
     if device.type == "cuda":
-        most = min(RUN_CACHE_BYTES, torch.cuda.get_device_properties(device).total_memory // 16)
-    return TowerCache(most, in_several_batches(samples, batches), hold_all=False)
+        return min(RUN_CACHE_BYTES, torch.cuda.get_device_properties(device).total_memory // 16)
+    return RUN_CACHE_BYTES // 4
 
 
 def in_several_batches(samples: Sequence[Sample], batches: Sequence[range]) -> frozenset[str]:
@@ -196,7 +192,11 @@ class BatchAnswers:
 
 
 def _answer_batch(
-    loaded: LoadedModel, store: AnswerStore, prepared: Sequence[Prepared], trace: Trace
+    loaded: LoadedModel,
+    store: AnswerStore,
+    prepared: Sequence[Prepared],
+    trace: Trace,
+    shared: SharedPrefixes | None,
 ) -> BatchAnswers:
     settings = store.settings
     found: dict[int, tuple[Row, float | None]] = {
@@ -208,7 +208,7 @@ def _answer_batch(
 
     def answer(ready: list[Prepared]) -> None:
         try:
-            made = _answer_ready(loaded, store, ready, trace)
+            made = _answer_ready(loaded, store, ready, trace, shared)
         except torch.OutOfMemoryError:
             if len(ready) > 1:
                 raise EvalError(
@@ -243,103 +243,24 @@ def _answer_batch(
 
 
 def _answer_ready(
-    loaded: LoadedModel, store: AnswerStore, ready: Sequence[Prepared], trace: Trace
+    loaded: LoadedModel,
+    store: AnswerStore,
+    ready: Sequence[Prepared],
+    trace: Trace,
+    shared: SharedPrefixes | None,
 ) -> dict[int, tuple[Row, float | None]]:
     settings = store.settings
     samples = [store.samples[p.index] for p in ready]
     margins = Margins() if settings.temperature == 0 and settings.num_beams == 1 else None
     trace.clear()
-    texts, new_tokens = generate(loaded, ready, samples, settings, trace, margins)
+    texts, new_tokens = generate(loaded, ready, samples, settings, trace, margins, shared)
     least = [None] * len(ready) if margins is None else margins.least(new_tokens)
-    traces = _traces(trace, ready, settings.num_beams)
+    traces = traces_of(trace, ready, settings.num_beams)
     made: dict[int, tuple[Row, float | None]] = {}
     for i, (p, sample, sample_trace) in enumerate(zip(ready, samples, traces)):
-        metadata = {"text_tokens": _text_tokens(p), "new_tokens": new_tokens[i]}
+        metadata = {"text_tokens": text_tokens(p), "new_tokens": new_tokens[i]}
         if sample_trace is not None:
             metadata.update(describe_trace(sample_trace))
         made[p.index] = make_row(sample, settings, texts[i], metadata), least[i]
     trace.clear()
     return made
-
-
-def generate(
-    loaded: LoadedModel,
-    prepared: Sequence[Prepared],
-    samples: Sequence[Sample],
-    settings: RunSettings,
-    trace: Trace,
-    margins: Margins | None = None,
-) -> tuple[list[str], list[int]]:
-    """Answers of one batch: texts, and the number of new tokens of each.
-
-    ``margins`` takes notes of greedy decoding."""
-    device = loaded.model.device
-    shown = [sample for sample in samples if sample.image is not None]
-    trace.set_keys([sample.key for sample in shown])
-    trace.set_pictures([str(sample.image) for sample in shown])
-    trace.set_questions([raw_question(sample.prompt) for sample in shown])
-    input_ids, mask = left_pad([p.input_ids for p in prepared], loaded.pad_id)
-    options: dict[str, Any] = {
-        "do_sample": settings.temperature > 0,
-        "num_beams": settings.num_beams,
-        "max_new_tokens": settings.max_new_tokens,
-        "pad_token_id": loaded.pad_id,
-        "use_cache": True,
-    }
-    if settings.temperature > 0:
-        options.update(temperature=settings.temperature, top_p=settings.top_p)
-        torch.manual_seed(_batch_seed(settings.seed, samples[0].key))
-    if margins is not None:
-        options["logits_processor"] = LogitsProcessorList([margins])
-    images = [p.image for p in prepared if p.image is not None]
-    if images:
-        same = all(image.shape == images[0].shape for image in images)
-        dtype = loaded.model.dtype
-        options["images"] = (
-            torch.stack(images).to(device, dtype)
-            if same
-            else [image.to(device, dtype) for image in images]
-        )
-        options["image_sizes"] = [p.image_size for p in prepared if p.image_size is not None]
-    sequences = loaded.model.generate(
-        input_ids.to(device), attention_mask=mask.to(device), **options
-    )
-    texts = loaded.tokenizer.batch_decode(sequences, skip_special_tokens=True)
-    ends = [_num_new_tokens(row, loaded) for row in sequences.tolist()]
-    return [text.strip() for text in texts], ends
-
-
-def _num_new_tokens(ids: list[int], loaded: LoadedModel) -> int:
-    """New tokens up to and including the end token; what follows is padding."""
-    eos = loaded.model.generation_config.eos_token_id
-    ends = set(eos if isinstance(eos, list) else [eos])
-    for i, token in enumerate(ids):
-        if token in ends:
-            return i + 1
-    return len(ids)
-
-
-def _text_tokens(prepared: Prepared) -> int:
-    return int((prepared.input_ids >= 0).sum())
-
-
-def _batch_seed(seed: int, key: str) -> int:
-    """Sampling is seeded batch by batch, so that a resumed run draws the same."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:7])
-
-
-def _traces(trace: Trace, prepared: Sequence[Prepared], num_beams: int) -> list[Any]:
-    """The batch's traces, one a sample; None for those without a picture.
-
-    Beams of a sample share one picture, so the first one's trace is the sample's."""
-    found = iter(trace.samples[::num_beams])
-    return [next(found, None) if p.image is not None else None for p in prepared]
-
-
-def describe_trace(sample_trace: SampleTrace) -> dict[str, Any]:
-    """Visual tokens per layer as runs ``[[tokens, layers], ...]``, and bytes of the KV cache."""
-    layers = sample_trace.tokens_per_layer
-    return {
-        "visual_tokens": [[tokens, len(list(run))] for tokens, run in groupby(layers)],
-        "kv_bytes": sample_trace.kv_bytes,
-    }

@@ -41,7 +41,7 @@ class Oracle(Reducer):
     """
 
     name = "oracle"
-    before_llm = True
+    before_llm = reads_keys = True
 
     tokens: int = 64
     regions: Regions = field(default_factory=dict, repr=False)

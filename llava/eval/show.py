@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         return tokenizer.decode(out[0], skip_special_tokens=True).strip()
 
     print(f"method: {json.dumps(method.to_dict())}")
-    seen = as_seen(pixels[0], loaded.image_processor)
+    tiled = pixels.dim() == 5
+    seen = picture if tiled else as_seen(pixels[0], loaded.image_processor)
     show(model, method, seen, args.output, ask, raw_question(args.question))
     return 0
 

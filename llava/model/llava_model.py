@@ -142,6 +142,12 @@ class LlavaCalls(GenerationMixin):
         )
         return expanded, inputs
 
+    def leave_prompt_out(self, kwargs: dict[str, Any], length: int) -> None:
+        """Change the arguments of a stock `generate` so that processors, criteria and streamer see
+        nothing of a prompt of `length` ids, as LLaVA has it.
+        """
+        apply_after_prompt(kwargs, self.generation_config, length)
+
     def _pad_id(self) -> int:
         pad = self.generation_config.pad_token_id
         if pad is None or pad == self.config.image_token_id or pad < 0:
@@ -196,7 +202,7 @@ class LlavaCalls(GenerationMixin):
             return stock(inputs=inputs, attention_mask=attention_mask, **sizes, **kwargs)
         expanded, pictures = self.expand(inputs, images, image_sizes, attention_mask)
         length = expanded.input_ids.shape[1]
-        apply_after_prompt(kwargs, self.generation_config, length)
+        self.leave_prompt_out(kwargs, length)
         out = stock(
             inputs=expanded.input_ids, attention_mask=expanded.attention_mask, **pictures, **kwargs
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from visiondrop.decoder import Mechanism
@@ -17,6 +17,11 @@ class Extension(ABC):
     `attach` is called after the mechanism set its hooks, so that pre-hooks registered here run
     after the mechanism's; `detach` before they are removed, also after an exception. The state of
     the present forward is `mechanism.run`.
+    """
+
+    reads_prompt: ClassVar[bool] = True
+    """Whether what it does to a token may depend on later ones. False lets a prompt's beginning be
+    kept for other questions (`visiondrop.image_cache`).
     """
 
     @abstractmethod

@@ -55,6 +55,8 @@ class SparseVisual(Hooked):
         skip: what "without" means.
     """
 
+    reads_prompt = False
+
     def __init__(
         self,
         name: str,

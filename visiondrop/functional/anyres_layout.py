@@ -130,6 +130,28 @@ class TileGrid:
         tile, patch = divmod(token, self.side**2)
         return "patch", tile, *divmod(patch, self.side)  # type: ignore[return-value]
 
+    def box(self, token: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of what a patch shows, in pixels of the original picture.
+
+        The thumbnail is the whole picture squeezed into a square; the crops are cut from the
+        picture in the middle of a padded canvas, so that a patch may lie outside of it.
+        """
+        kind, tile, row, column = self.locate(token)
+        if kind != "patch":
+            raise ValueError(f"token {token} is a {kind}; only patches show a part of the picture")
+        width, height = self.original
+        if tile == 0:
+            x, y = width / self.side, height / self.side
+            return column * x, row * y, (column + 1) * x, (row + 1) * y
+        rows, columns = self.tokens
+        # Original pixels a patch, and patches of padding above or beside the picture.
+        size = max(width / columns, height / rows)
+        above, beside = (rows - height / size) / 2, (columns - width / size) / 2
+        row += (tile - 1) // self.columns * self.side
+        column += (tile - 1) % self.columns * self.side
+        left, top = (column - beside) * size, (row - above) * size
+        return left, top, left + size, top + size
+
     def shown(self, tile: int) -> tuple[int, int, int, int]:
         """The part of a tile without padding: (first row, end, first column, end) in the tile."""
         return (0, self.side, 0, self.side) if tile == 0 else self.valid(tile - 1)

@@ -118,7 +118,7 @@ class Random(_KeepSome):
     title = "random"
     where = "before the LLM, or any layer"
     signal = "control, seeded by (seed, sample)"
-    seeded = True
+    seeded = reads_keys = True
 
     tokens: int = 64
     seed: int = 0

@@ -49,6 +49,7 @@ class Region(Reducer):
     paper = "arXiv 2511.18272"
     where = "before the LLM"
     signal = "boxes that are given"
+    reads_keys = True
     before_llm = True
     before = "projected"
 

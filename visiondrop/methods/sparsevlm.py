@@ -54,7 +54,7 @@ class SparseVLM(ListedDrops):
     paper = "arXiv 2410.04417"
     where = "LLM layers 2, 6, 15"
     signal = "text raters, recycling"
-    reads_text = looks_back = uses_input = tiled = True
+    reads_text = looks_back = uses_input = reads_keys = tiled = True
     tiles = Tiles(newlines="pool")
     official = LAYERS
     counted_by = ("tokens", "adaptive")

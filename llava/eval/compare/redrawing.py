@@ -26,7 +26,7 @@ from llava.eval.oracle import Oracle
 from llava.eval.preparing import QuestionDataset, as_seen, load_picture
 from llava.eval.settings import RunSettings, fingerprint
 from visiondrop import Reducer
-from visiondrop.draw import Panel, draw_rows, panel_of, stage_panels
+from visiondrop.draw import Panel, draw_rows, first_panel, panel_of, stage_panels
 
 MOST_PANELS = 6  # in one row of a drawing
 
@@ -218,8 +218,13 @@ class _Side:
                 "the new answer"
             )
         seen = as_seen(prepared.image, loaded.image_processor)
+        if any(found.grids):  # cut into tiles, of which that is the overview alone
+            name = dataset.samples[i].image
+            assert name is not None, "only changes with a picture are drawn"
+            seen = load_picture(dataset.pictures.find(name), dataset.blank_picture)
         stages = stage_panels(found, seen, trace.grid)
-        unpruned = [(panel_of(seen), f"all {found.tokens_per_layer[-1]} tokens")]
+        plain, _ = first_panel(found, seen, trace.grid)
+        unpruned = [(plain, f"all {found.tokens_per_layer[-1]} tokens")]
         panels[self.letter] = [(panel, f"{letter}: {title}") for panel, title in stages or unpruned]
         drawn.traces[self.letter] = found.to_dict()
 

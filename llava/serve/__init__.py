@@ -1,0 +1,1 @@
+"""Chat in a terminal (`cli`) and a page to try methods on (`demo`)."""

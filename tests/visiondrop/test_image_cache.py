@@ -1,0 +1,361 @@
+"""A kept prompt beginning answers later questions as a fresh prompt does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.visiondrop import next_models as anyres
+from tests.visiondrop.matrix import METHODS, SETTINGS, exempt
+from tests.visiondrop.models import IMAGE, PATCHES, batch, generate, logits, pixels, prompt, tiny
+from visiondrop import ImageCache, Random, Uniform, VisionDrop, image_cache, prefix
+from visiondrop.methods.fastv import FastV
+from visiondrop.reducer import Reducer
+from visiondrop.reuse import why_not_reusable
+from visiondrop.tower_cache import TowerCache
+
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+DROP = METHODS["visiondrop"]
+KEPT = VisionDrop(encoder=(14, 4), llm={2: (10, 3), 6: (3, 0)}, positions="original")
+HEADS = [prompt(3, 0, 1), prompt(8, 0, 2)]
+QUESTIONS = [[11, 12, 13], [14, 15, 16, 17, 18, 19], [20]]
+OWN = [0, 1, 1]
+REUSABLE = [n for n in METHODS if why_not_reusable(METHODS[n]) is None and not exempt(n, "single")]
+
+
+def build(cache: ImageCache, heads: list[list[int]] = HEADS) -> list[Any]:
+    """Prefixes with one picture each."""
+    images = pixels(len(heads))
+    return cache.build_all(
+        [{"input_ids": h, "pixel_values": images[i : i + 1]} for i, h in enumerate(heads)]
+    )
+
+
+def ask(cache: ImageCache, prefixes: Any, questions: list[list[int]], **kwargs: Any) -> Any:
+    """Greedy with logits, as `models.generate` does."""
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False} | kwargs
+    return cache.generate(
+        prefixes,
+        questions,
+        suppress_tokens=[IMAGE],
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
+    )
+
+
+def fresh(model: Any, method: Reducer, rows: list[list[int]], images: Any, **kwargs: Any) -> Any:
+    """Without the cache."""
+    with method(model):
+        return generate(model, rows, images, **kwargs)
+
+
+def cells() -> list[Any]:
+    """Each method with one attention; all with `--all-cells`, see below."""
+    return [(name, ("sdpa", "eager")[i % 2]) for i, name in enumerate(REUSABLE)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if {"name", "attention"} <= set(metafunc.fixturenames):
+        every = [(name, attention) for name in REUSABLE for attention in ("sdpa", "eager")]
+        all_cells = metafunc.config.getoption("--all-cells")
+        metafunc.parametrize("name, attention", every if all_cells else cells())
+
+
+# ---------------------------------------------------------------------------- equality
+
+
+def test_ragged_questions_on_several_pictures_equal_fresh_prompts(
+    name: str, attention: str
+) -> None:
+    """Also: the first token's logits, and what is kept is what a fresh prompt would have kept."""
+    model, method = tiny(attention=attention), METHODS[name]
+    cache, images = ImageCache(model, method), pixels(2)
+    prefixes = build(cache)
+    own = [prefixes[i] for i in OWN]
+    steps = {"max_new_tokens": 3, "min_new_tokens": 3}
+    out = ask(cache, own, QUESTIONS, **steps)
+    first = cache.logits(own, QUESTIONS)
+    for r, (i, question) in enumerate(zip(OWN, QUESTIONS, strict=True)):
+        alone = fresh(model, method, [HEADS[i] + question], images[i : i + 1], **steps)
+        length = len(HEADS[i] + question)
+        assert out.sequences[r].tolist() == alone.sequences[0, length:].tolist()
+        torch.testing.assert_close(logits(out)[:, r], logits(alone)[:, 0], **CLOSE)
+        torch.testing.assert_close(first[r], alone.logits[0][0], **CLOSE)
+        layers = zip(prefixes[i].layers, alone.past_key_values.layers, strict=True)
+        for index, ((key, value), layer) in enumerate(layers):
+            held = prefixes[i].held(index)
+            assert layer.get_seq_length() == held + len(question) + 2
+            torch.testing.assert_close(key, layer.keys[0, :, :held], **CLOSE)
+            torch.testing.assert_close(value, layer.values[0, :, :held], **CLOSE)
+
+
+def test_what_asks_the_question_is_refused_and_nothing_else() -> None:
+    """By the identity that says so: a later turn on kept KV equals a fresh prompt, or does not."""
+    for name, method in METHODS.items():
+        assert (why_not_reusable(method) is not None) == exempt(name, "chat"), name
+        if "single" in SETTINGS[name].exempt or why_not_reusable(method) is None:
+            continue
+        with pytest.raises(ValueError, match=r"cannot be cached: it.*cache one of: .*visiondrop"):
+            ImageCache(tiny(), method)
+
+
+@pytest.mark.parametrize("kwargs", [{"kv_heads": 2}, {"tower": "siglip", "decoder": "qwen2"}])
+@pytest.mark.parametrize("method", [None, KEPT], ids=["full", "visiondrop"])
+def test_other_families(kwargs: dict[str, Any], method: Reducer | None) -> None:
+    model = tiny(**kwargs)
+    if "tower" in kwargs and method is not None:
+        method = VisionDrop(encoder=(14, 4), llm={2: (10, 3)}, query="patches")
+    cache = ImageCache(model, method)
+    out = ask(cache, build(cache)[1], QUESTIONS)
+    rows = [HEADS[1] + q for q in QUESTIONS]
+    expected = fresh(model, cache.method, rows, pixels(2)[[1, 1, 1]])
+    assert out.sequences.tolist() == expected.sequences[:, -5:].tolist()
+    torch.testing.assert_close(logits(out), logits(expected), **CLOSE)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("positions", ["renumbered", "original"])
+def test_pictures_of_any_resolution(positions: Any, attention: str) -> None:
+    """Prefixes of several tiles and lengths, built together and asked together."""
+    model = anyres.tiny_next(attention=attention)
+    method = VisionDrop(encoder=(14, 4), llm={2: (10, 3), 5: (6, 2)}, positions=positions)
+    cache, sizes = ImageCache(model, method), anyres.SIZES[:3]
+    heads = [anyres.prompt(2 + i, 0, i, [size]) for i, size in enumerate(sizes)]
+    prefixes = cache.build_all(
+        [
+            {"input_ids": head, **anyres.inputs([size], [i])}
+            for i, (head, size) in enumerate(zip(heads, sizes, strict=True))
+        ]
+    )
+    own = [2, 0, 1]
+    out = ask(cache, [prefixes[i] for i in own], QUESTIONS)
+    for r, (i, question) in enumerate(zip(own, QUESTIONS, strict=True)):
+        with method(model) as trace:
+            images = anyres.inputs([sizes[i]], [i])
+            alone = anyres.generate(
+                model, [heads[i] + question], images, max_new_tokens=5, min_new_tokens=5
+            )
+        assert out.sequences[r].tolist() == alone.sequences[0, -5:].tolist()
+        torch.testing.assert_close(logits(out)[:, r], logits(alone)[:, 0], **CLOSE)
+        kept = prefixes[i].sample
+        assert kept.tokens_per_layer == trace.samples[0].tokens_per_layer
+        assert kept.newlines_per_layer == trace.samples[0].newlines_per_layer
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"num_beams": 3},
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"do_sample": True},
+        {"do_sample": True, "num_return_sequences": 3},
+        {"repetition_penalty": 1.7},
+    ],
+    ids=lambda kwargs: "-".join(kwargs),
+)
+def test_ways_of_decoding(kwargs: dict[str, Any]) -> None:
+    """Beams reorder the KV in mid-way."""
+    model, cache = tiny(), ImageCache(tiny(), DROP)
+    rows, images = [HEADS[1] + q for q in QUESTIONS[:2]], pixels(2)[[1, 1]]
+    torch.manual_seed(7)
+    expected = fresh(model, DROP, rows, images, **kwargs)
+    torch.manual_seed(7)
+    out = ask(cache, build(cache)[1], QUESTIONS[:2], **kwargs)
+    new = out.sequences.shape[1]
+    assert out.sequences.tolist() == expected.sequences[:, -new:].tolist()
+
+
+def test_answers_outgrow_the_room_that_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (image_cache, prefix):
+        monkeypatch.setattr(module, "ROOM", 2)
+    cache = ImageCache(tiny(), DROP)
+    out = ask(cache, build(cache)[1], QUESTIONS, max_new_tokens=8, min_new_tokens=8)
+    rows, images = [HEADS[1] + q for q in QUESTIONS], pixels(2)[[1, 1, 1]]
+    expected = fresh(tiny(), DROP, rows, images, max_new_tokens=8, min_new_tokens=8)
+    torch.testing.assert_close(logits(out), logits(expected), **CLOSE)
+
+
+def test_two_pictures_in_a_prefix() -> None:
+    model, cache, images = tiny(), ImageCache(tiny(), KEPT), pixels(2)
+    head = prompt(3, 2, 1, pictures=2)[:-2]
+    kept = cache.build(head, pixel_values=images)
+    assert len(kept) == len(head) and kept.sample.tokens_per_layer[0] == 2 * 18
+    out = ask(cache, kept, [[30, 31]])
+    expected = fresh(model, KEPT, [head + [30, 31]], images)
+    torch.testing.assert_close(logits(out), logits(expected), **CLOSE)
+
+
+def test_prompts_with_and_without_a_picture_in_one_batch() -> None:
+    """A prefix of text alone has one block, others several."""
+    model, cache = tiny(), ImageCache(tiny(), KEPT)
+    text = [1, 5, 6, 7, 8]
+    mixed = cache.build_all(
+        [{"input_ids": text}, {"input_ids": HEADS[0], "pixel_values": pixels(1)}]
+    )
+    assert mixed[0].sample is None and mixed[1].sample is not None
+    out = ask(cache, mixed, [[9, 10], [9, 10, 11]])
+    for r, (row, images) in enumerate(
+        [(text + [9, 10], None), (HEADS[0] + [9, 10, 11], pixels(1))]
+    ):
+        alone = fresh(model, KEPT, [row], images)
+        torch.testing.assert_close(logits(out)[:, r], logits(alone)[:, 0], **CLOSE)
+
+
+def test_left_padding_of_a_beginning_is_taken_off() -> None:
+    cache = ImageCache(tiny(), DROP)
+    padded = batch([HEADS[0], HEADS[1]])
+    prefix = cache.build(
+        padded["input_ids"][:1], attention_mask=padded["attention_mask"][:1], pixel_values=pixels(1)
+    )
+    assert prefix.ids.tolist() == HEADS[0]
+    assert cache.build(HEADS[0], pixel_values=pixels(1)) is prefix
+
+
+def test_seeded_methods_draw_by_the_picture_or_by_a_key() -> None:
+    model, images = tiny(), pixels(1)
+    cache = ImageCache(model, Random(9, seed=3))
+    for keys in (None, ["sample 7"]):
+        prefix = cache.build(HEADS[0], pixel_values=images, keys=keys)
+        with cache.method(model, keys=keys):
+            alone = generate(model, [HEADS[0] + [11]], images)
+        torch.testing.assert_close(logits(ask(cache, prefix, [[11]])), logits(alone), **CLOSE)
+    assert cache.stats.entries == 2, "another key keeps other tokens"
+
+
+# ---------------------------------------------------------------------------- the store
+
+
+def test_the_same_beginning_is_built_once() -> None:
+    model, passes = tiny(), []
+    cache = ImageCache(model, DROP)
+    handle = model.model.language_model.register_forward_pre_hook(lambda *_: passes.append(1))
+    try:
+        one, two = build(cache)
+        assert build(cache, HEADS[:1]) == [one]
+        again = cache.build_all([{"input_ids": HEADS[0], "pixel_values": pixels(1)}] * 3)
+        assert again == [one] * 3
+    finally:
+        handle.remove()
+    assert len(passes) == 1, "both at once, then none"
+    stats = cache.stats
+    assert (stats.hits, stats.misses, stats.evictions, stats.entries) == (4, 2, 0, 2)
+    assert stats.hit_rate == 4 / 6 and stats.held_bytes == one.kv_bytes + two.kv_bytes
+    assert one.kv_bytes == one.sample.kv_bytes, "as the ledger has it"
+
+
+def test_other_pixels_ids_or_methods_are_other_entries() -> None:
+    model = tiny()
+    cache, images = ImageCache(model, DROP), pixels(2)
+    one = cache.build(HEADS[0], pixel_values=images[:1])
+    assert cache.build(HEADS[0], pixel_values=images[1:]).key != one.key
+    assert cache.build([*HEADS[0], 5], pixel_values=images[:1]).key != one.key
+    assert ImageCache(model, Uniform(8)).build(HEADS[0], pixel_values=images[:1]).key != one.key
+    assert ImageCache(model, DROP).build(HEADS[0], pixel_values=images[:1]).key == one.key
+    named = cache.build(HEADS[0], pixel_values=images[:1], names=["a.jpg"])
+    assert named.key != one.key
+    hit = cache.build(HEADS[0], pixel_values=images[1:], names=["a.jpg"])
+    assert hit is named, "a name stands for its pixels"
+
+
+def test_the_least_recently_used_go_first_and_may_be_in_use() -> None:
+    model = tiny()
+    size = ImageCache(model, DROP).build(HEADS[0], pixel_values=pixels(1)).kv_bytes
+    cache, images = ImageCache(model, DROP, max_bytes=2 * size), pixels(3)
+    held = [cache.build(HEADS[0], pixel_values=images[i : i + 1]) for i in range(2)]
+    assert cache.get(held[0].key) is held[0]  # now the second was used longest ago
+    third = cache.build(HEADS[0], pixel_values=images[2:])
+    assert [p.key in cache for p in (*held, third)] == [True, False, True]
+    assert cache.stats.evictions == 1 and cache.stats.held_bytes == 2 * size
+    out = ask(cache, held[1], [[11, 12]])
+    alone = fresh(model, DROP, [HEADS[0] + [11, 12]], images[1:2])
+    torch.testing.assert_close(logits(out), logits(alone), **CLOSE)
+    cache.drop(third.key)
+    assert cache.stats.held_bytes == size
+    cache.clear()
+    assert cache.stats.entries == cache.stats.held_bytes == 0
+
+
+def test_without_room_everything_works_and_nothing_is_held() -> None:
+    cache = ImageCache(tiny(), DROP, max_bytes=0)
+    one, two = build(cache), build(cache)
+    assert cache.stats.misses == 4 and cache.stats.entries == 0
+    assert torch.equal(one[0].layers[0][0], two[0].layers[0][0])
+    with pytest.raises(ValueError, match="max_bytes=-1: give the bytes"):
+        ImageCache(tiny(), DROP, max_bytes=-1)
+
+
+def test_towers_are_shared_between_methods() -> None:
+    model, towers = tiny(), TowerCache(2**20)
+    for method in (DROP, Uniform(8), None):
+        build(ImageCache(model, method, tower_cache=towers))
+    assert (towers.misses, towers.hits) == (2, 4)
+
+
+# ---------------------------------------------------------------------------- the model is left
+
+
+def test_hooks_are_gone_and_other_generations_do_not_mix() -> None:
+    model, cache = tiny(), ImageCache(tiny(), DROP)
+    plain = generate(model, [HEADS[0] + [11]], pixels(1))
+    before = len(model.model.language_model._forward_pre_hooks)
+    with cache.applied() as trace:
+        first = build(cache)[0]
+        other = generate(model, [HEADS[1] + [12]], pixels(2)[1:])  # the method is on the model
+        assert len(trace.samples) == 1, "prefixes have their own record"
+        out = ask(cache, first, [[11]])
+        assert cache.applied and ask(cache, first, [[11]]).sequences.tolist() == (
+            out.sequences.tolist()
+        )
+    assert len(model.model.language_model._forward_pre_hooks) == before
+    alone = fresh(model, DROP, [HEADS[1] + [12]], pixels(2)[1:])
+    torch.testing.assert_close(logits(other), logits(alone), **CLOSE)
+    again = generate(model, [HEADS[0] + [11]], pixels(1))
+    assert torch.equal(logits(plain), logits(again))
+    with pytest.raises(RuntimeError, match="went on|go on with it only inside"):
+        model(input_ids=torch.tensor([[5]]), past_key_values=out.past_key_values)
+
+
+def test_an_error_leaves_the_model_and_the_cache_as_they_were() -> None:
+    model, cache = tiny(), ImageCache(tiny(), DROP)
+    with pytest.raises(ValueError, match="image tokens do not match"):
+        cache.build(HEADS[0][:-1], pixel_values=pixels(1))
+    assert cache.stats.entries == 0
+    with DROP(model), pytest.raises(RuntimeError, match="cannot be entered on top"):
+        build(cache)
+    assert len(build(cache)) == 2
+
+
+def test_what_cannot_be_asked_is_refused() -> None:
+    cache = ImageCache(tiny(), DROP)
+    prefixes = build(cache)
+    with pytest.raises(ValueError, match="2 prefixes for 1 questions: give one for all"):
+        ask(cache, prefixes, [[11]])
+    with pytest.raises(ValueError, match="prompt_lookup_num_tokens makes .* read the whole prompt"):
+        ask(cache, prefixes[0], [[11]], prompt_lookup_num_tokens=2)
+    with pytest.raises(ValueError, match="use_cache=False, but kept keys"):
+        ask(cache, prefixes[0], [[11]], use_cache=False)
+    with pytest.raises(ValueError, match="at least one row"):
+        ask(cache, prefixes[0], [[11], []])
+    with pytest.raises(ValueError, match="2 prompts at once: build each, or all with build_all"):
+        cache.build(torch.ones(2, 5), pixel_values=pixels(1))
+    with pytest.raises(ValueError, match="stock class: give pixel_values"):
+        cache.build(HEADS[0], images=pixels(1))
+    with pytest.raises(ValueError, match="no picture to split behind"):
+        cache.split([1, 2, 3])
+    with pytest.raises(ValueError, match="cannot be cached: it chooses by the text after"):
+        ImageCache(tiny(), FastV(2, tokens=9))
+    with pytest.raises(ValueError, match="encoder"):
+        ImageCache(tiny(), VisionDrop(encoder=(PATCHES + 9, 1)))
+    with pytest.raises(TypeError, match="known"):
+        ImageCache(torch.nn.Linear(2, 2), DROP)
+
+
+def test_split_ends_with_the_last_picture() -> None:
+    cache = ImageCache(tiny(), DROP)
+    whole = prompt(3, 4, 1, pictures=2)
+    head, rest = cache.split(torch.tensor([whole]))
+    assert head.tolist() + rest.tolist() == whole and len(rest) == 4
+    assert cache.split([1, -200, 7])[0].tolist() == [1, -200]

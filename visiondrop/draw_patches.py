@@ -1,0 +1,149 @@
+"""Patches shown by what became of them, on a picture of one tile and on one of several.
+
+Readable without colour: kept patches show the picture itself, contextual tokens have a frame,
+patches folded into one are pale, dropped ones nearly black.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from PIL import Image, ImageDraw, ImageFont
+
+from visiondrop.functional.anyres_layout import TileGrid
+
+__all__ = ["FRAME", "SIDE", "TILED_SIDE", "Box", "count_tokens", "paint", "tile_panel", "tile_view"]
+
+SIDE = 384
+TILED_SIDE = 480
+"""The longer side, in pixels, of a picture of one tile and of the tiles of a larger one."""
+FRAME = (214, 94, 0)
+GAP = 8
+CAPTION = 22
+
+Box = tuple[int, int, int, int]
+"""(left, top, right, bottom) in pixels, right and bottom outside."""
+Fate = Mapping[int, tuple[str, int]]
+
+
+def paint(picture: Image.Image, boxes: Mapping[int, Box], fate: Fate, merged: set[int]) -> None:
+    """Show each patch of `picture` by what became of it, in place.
+
+    Args:
+        picture: RGB, at the size that the boxes are for.
+        boxes: where each patch id is; empty boxes are left out.
+        fate: as of `SampleTrace.fates`; a patch without one was dropped.
+        merged: patch ids of contextual tokens, which get a frame.
+    """
+    grey = picture.convert("L").convert("RGB")
+    pale = Image.blend(grey, Image.new("RGB", picture.size, "white"), 0.7)
+    dark = Image.blend(grey, Image.new("RGB", picture.size), 0.88)
+    for patch, box in boxes.items():
+        what = fate.get(patch, ("dropped", patch))[0]
+        if what != "kept":
+            picture.paste((pale if what == "merged" else dark).crop(box), box)
+    pen = ImageDraw.Draw(picture)
+    for patch in sorted(merged & set(boxes)):
+        left, top, right, bottom = boxes[patch]
+        pen.rectangle((left, top, right - 1, bottom - 1), outline=FRAME, width=2)
+
+
+def tile_view(
+    image: Image.Image,
+    grid: TileGrid,
+    fate: Fate | None,
+    merged: set[int],
+    thumbnail: bool,
+) -> Image.Image:
+    """The whole picture with the thumbnail's patches, or with those of the crops and the crops'
+    borders.
+
+    Args:
+        image: the whole picture; it is brought to `grid.original`'s proportions.
+        fate: as of `SampleTrace.fates`; None shows the picture as it is.
+    """
+    size = view_size(grid, thumbnail)
+    view = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    patches = grid.side**2
+    ids = range(patches) if thumbnail else range(patches, grid.first_newline)
+    if fate is not None:
+        boxes = {token: box for token in ids if (box := pixel_box(grid, token, size))}
+        paint(view, boxes, fate, merged)
+    if not thumbnail:
+        pen = ImageDraw.Draw(view)
+        for tile in range(1, grid.tiles):
+            first, last = tile * patches, (tile + 1) * patches - 1
+            left, top, _, _ = grid.box(first)
+            _, _, right, bottom = grid.box(last)
+            corners = scaled((left, top, right, bottom), grid, size)
+            for x in corners[::2]:
+                if 0 < x < size[0]:
+                    pen.line((x, 0, x, size[1]), fill="white", width=2)
+            for y in corners[1::2]:
+                if 0 < y < size[1]:
+                    pen.line((0, y, size[0], y), fill="white", width=2)
+    return view
+
+
+def view_size(grid: TileGrid, thumbnail: bool) -> tuple[int, int]:
+    """(width, height) of a view: the tiles' longer side is `TILED_SIDE`, and a patch of the
+    thumbnail is about as large as one of a tile.
+    """
+    longest = TILED_SIDE * (grid.side / max(grid.tokens) if thumbnail else 1)
+    scale = longest / max(grid.original)
+    width, height = (max(1, round(side * scale)) for side in grid.original)
+    return width, height
+
+
+def scaled(box: tuple[float, ...], grid: TileGrid, size: tuple[int, int]) -> Box:
+    """A box of original pixels in pixels of a view, cut to it."""
+    x, y = size[0] / grid.original[0], size[1] / grid.original[1]
+    left, right = (min(max(round(v * x), 0), size[0]) for v in box[::2])
+    top, bottom = (min(max(round(v * y), 0), size[1]) for v in box[1::2])
+    return left, top, right, bottom
+
+
+def pixel_box(grid: TileGrid, token: int, size: tuple[int, int]) -> Box | None:
+    """Where a patch is in a view; None where it shows padding alone."""
+    left, top, right, bottom = scaled(grid.box(token), grid, size)
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def count_tokens(grid: TileGrid, fate: Fate) -> tuple[int, int, int]:
+    """How many tokens stand for the thumbnail, for the crops, and are newlines."""
+    counts = [0, 0, 0]
+    for token, (what, _) in fate.items():
+        if what == "kept":
+            kind, tile, _, _ = grid.locate(token)
+            counts[2 if kind == "newline" else min(tile, 1)] += 1
+    return counts[0], counts[1], counts[2]
+
+
+def tile_panel(
+    image: Image.Image, grid: TileGrid, fate: Fate | None = None, merged: set[int] | None = None
+) -> Image.Image:
+    """The crops' patches and the thumbnail's, one below or beside the other, with their counts."""
+    crops = tile_view(image, grid, fate, merged or set(), False)
+    small = tile_view(image, grid, fate, merged or set(), True)
+    r0, r1, c0, c1 = grid.window
+    tiles = f"{grid.rows} x {grid.columns} tiles, {r1 - r0} x {c1 - c0} patches"
+    whole = f"thumbnail, {grid.side} x {grid.side}"
+    if fate is not None:
+        first, rest, _ = count_tokens(grid, fate)
+        tiles, whole = f"tiles: {rest}", f"thumbnail: {first}"
+    font = ImageFont.load_default(size=14)
+    beside = crops.height > crops.width
+    wide = max(crops.width, int(font.getlength(tiles)))
+    at = (wide + GAP, 0) if beside else (0, CAPTION + crops.height)
+    right = at[0] + max(small.width, int(font.getlength(whole)))
+    panel = Image.new(
+        "RGB",
+        (max(wide, right), max(CAPTION + crops.height, at[1] + CAPTION + small.height)),
+        "white",
+    )
+    pen = ImageDraw.Draw(panel)
+    pen.text((0, 2), tiles, fill="black", font=font)
+    panel.paste(crops, (0, CAPTION))
+    pen.text((at[0], at[1] + 2), whole, fill="black", font=font)
+    panel.paste(small, (at[0], at[1] + CAPTION))
+    return panel

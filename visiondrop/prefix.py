@@ -1,0 +1,172 @@
+"""The beginning of a prompt, kept: keys and values of each decoder layer after a prefill.
+
+A prefix is one row without padding. Its layers differ in length from block to block, as the method
+left them. Rows are cut out of the cache of a prefill (`cut_prefixes`) and put together to the cache
+of a batch of questions (`join_prefixes`), where each row may go on from another prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from visiondrop.cache import CacheBlock, PrunedMixin, is_pruned, make_pruned
+from visiondrop.trace import SampleTrace
+
+__all__ = ["Prefix", "cut_prefixes", "join_prefixes", "left_pad"]
+
+ROOM = 64
+"""Columns that a layer of the KV cache grows by at least."""
+
+
+@dataclass(eq=False)
+class Prefix:
+    """One kept beginning of a prompt.
+
+    Attributes:
+        key: what tells prefixes apart (see `ImageCache.build`).
+        ids: [S] ids of the unpruned prompt, on the host.
+        layers: keys and values of each decoder layer, [H_kv, n, d] each, n as in its block.
+        blocks: (first decoder layer, tokens held) of each block, from layer 0 on.
+        positions: the next token's position where positions are those of the unpruned prompt.
+        sample: what the method did, with the token ledger; None for a prefix without pictures.
+    """
+
+    key: str
+    ids: Tensor
+    layers: list[tuple[Tensor, Tensor]]
+    blocks: list[tuple[int, int]]
+    positions: int
+    sample: SampleTrace | None = None
+
+    def __len__(self) -> int:
+        """Tokens of the unpruned prompt."""
+        return int(self.ids.shape[0])
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
+
+    def held(self, layer: int) -> int:
+        """Tokens that decoder layer `layer` holds."""
+        return next(length for first, length in reversed(self.blocks) if first <= layer)
+
+
+def cut_prefixes(
+    cache: Any, keys: Sequence[str], ids: Sequence[Tensor], samples: Sequence[SampleTrace | None]
+) -> list[Prefix]:
+    """The rows of a finished prefill, without their padding, as copies.
+
+    Args:
+        cache: of the prefill; one that no method reduced (text alone) counts as one block.
+        keys, ids, samples: of each row, see `Prefix`.
+    """
+    if is_pruned(cache):
+        blocks = [(block.first_layer, block.count.tolist()) for block in cache.blocks]
+        positions = cache.logical_count.tolist()
+    else:
+        positions = [len(row) for row in ids]
+        blocks = [(0, positions)]
+    out = []
+    for r, key in enumerate(keys):
+        layout = [(first, int(counts[r])) for first, counts in blocks]
+        prefix = Prefix(key, ids[r].cpu(), [], layout, int(positions[r]), samples[r])
+        for index, layer in enumerate(cache.layers):
+            first = layer.keys.shape[-2] - prefix.held(index)
+            own = (layer.keys[r, :, first:], layer.values[r, :, first:])
+            prefix.layers.append((own[0].clone(), own[1].clone()))
+        out.append(prefix)
+    return out
+
+
+def join_prefixes(prefixes: Sequence[Prefix], config: Any, room: int = ROOM) -> PrunedMixin:
+    """The KV cache of a batch whose rows go on from these prefixes, left-padded.
+
+    Args:
+        prefixes: one per row.
+        config: of the decoder.
+        room: columns to leave for what will come.
+    """
+    cache = make_pruned(DynamicCache(config=config))
+    device = prefixes[0].layers[0][0].device
+    for index in range(len(cache.layers)):
+        width = max(prefix.held(index) for prefix in prefixes)
+        rows = [prefix.layers[index] for prefix in prefixes]
+        cache.layers[index] = RoomyLayer(*(pile(r, width, room) for r in zip(*rows)), width)
+    for first in sorted({first for prefix in prefixes for first, _ in prefix.blocks}):
+        counts = torch.tensor([prefix.held(first) for prefix in prefixes], device=device)
+        width = max(prefix.held(first) for prefix in prefixes)
+        mask = None
+        if any(prefix.held(first) < width for prefix in prefixes):
+            mask = torch.arange(width, device=device)[None] >= width - counts[:, None]
+        cache.blocks.append(CacheBlock(first, mask, counts, width))
+    cache.logical = max(map(len, prefixes))
+    cache.logical_count = torch.tensor([prefix.positions for prefix in prefixes], device=device)
+    return cache
+
+
+def pile(rows: Sequence[Tensor], width: int, room: int) -> Tensor:
+    """[B, H, width + room, d] of rows [H, n, d], which end at `width`, after zeros."""
+    first = rows[0]
+    out = first.new_empty(len(rows), first.shape[0], width + room, first.shape[2])
+    for place, row in zip(out, rows, strict=True):
+        place[:, : width - row.shape[1]] = 0
+        place[:, width - row.shape[1] : width] = row
+    return out
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer that grows in place: a stock one copies all it holds for every new token.
+
+    Args:
+        keys, values: [B, H, held + room, d] each, of which `held` columns count.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, held: int):
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.buffers = [keys, values]
+        self.keys, self.values = keys[:, :, :held], values[:, :, :held]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append, and return all; without a copy where there is room."""
+        if not self.is_initialized:  # after a reset
+            return super().update(key_states, value_states, *args, **kwargs)
+        new = (key_states, value_states)
+        self.keys, self.values = (self.append(i, states) for i, states in enumerate(new))
+        return self.keys, self.values
+
+    def append(self, which: int, states: Tensor) -> Tensor:
+        """To the keys (0) or values (1)."""
+        held = (self.keys, self.values)[which]
+        assert held is not None
+        start, end = held.shape[2], held.shape[2] + states.shape[2]
+        buffer = self.buffers[which]
+        # Beams and offloading put other tensors in place of the buffer's part.
+        apart = held.data_ptr() != buffer.data_ptr() or held.stride() != buffer.stride()
+        if apart or held.shape[0] != buffer.shape[0] or end > buffer.shape[2]:
+            buffer = held.new_empty(*held.shape[:2], end + ROOM, held.shape[3])
+            buffer[:, :, :start] = held
+            self.buffers[which] = buffer
+        buffer[:, :, start:end] = states
+        return buffer[:, :, :end]
+
+
+def left_pad(rows: Sequence[Tensor], pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids [B, T] of rows of unequal length, and their mask [B, T]."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for r, row in enumerate(rows):
+        ids[r, width - len(row) :] = row
+        mask[r, width - len(row) :] = 1
+    return ids, mask
