@@ -7,7 +7,8 @@ behind it, unless a method asks that question which tokens to keep.
 from __future__ import annotations
 
 from visiondrop.composed import Composed
-from visiondrop.reducer import _REGISTRY, HIDDEN, Reducer
+from visiondrop.reducer import Reducer
+from visiondrop.registry import _REGISTRY, HIDDEN
 from visiondrop.text_encoder import NEED
 
 __all__ = ["check_reusable", "reads_keys", "reusable", "why_not_reusable"]
