@@ -109,6 +109,8 @@ class SampleTrace:
         grids: how the tiles of each picture lie, which says what its token ids mean
             (`TileGrid.locate`); None for a picture of one tile.
         tokens_by_picture: `tokens_per_layer` of each picture.
+        shapes: (frames, rows, columns) of each picture or video of native resolution, whose token
+            (f, r, c) has the id (f * rows + r) * columns + c; None for others.
     """
 
     key: str | None
@@ -119,6 +121,7 @@ class SampleTrace:
     newlines_per_layer: list[int] = field(default_factory=list)
     grids: list[TileGrid | None] = field(default_factory=list)
     tokens_by_picture: list[list[int]] = field(default_factory=list)
+    shapes: list[tuple[int, int, int] | None] = field(default_factory=list)
 
     @property
     def mean_tokens(self) -> float:
@@ -176,6 +179,9 @@ class SampleTrace:
             out["newlines_per_layer"] = self.newlines_per_layer
             out["tokens_by_picture"] = self.tokens_by_picture
             out["grids"] = [grid and dataclasses.asdict(grid) for grid in self.grids]
+        if any(self.shapes):
+            out["tokens_by_picture"] = self.tokens_by_picture
+            out["shapes"] = [shape and list(shape) for shape in self.shapes]
         return out
 
 
@@ -265,5 +271,15 @@ class Trace:
                 "this sample has an any-resolution picture, whose tiles cannot be drawn yet; "
                 "samples[i].stages and grids[i].locate(token) say what was kept"
             )
+        grid = self.grid
+        if shape := next(iter(self.samples[sample].shapes), None):
+            if shape[0] > 1:
+                raise ValueError(
+                    "a video cannot be drawn over one picture; samples[i].stages and shapes[i] say "
+                    "what was kept"
+                )
+            # The tokens lie over the whole picture, not over a square around it.
+            grid, side = shape[1:], max(image.size)
+            image = image.convert("RGB").resize((side, side))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        draw_sample(self.samples[sample], image, self.grid).save(path)
+        draw_sample(self.samples[sample], image, grid).save(path)
