@@ -106,6 +106,7 @@ class Run:
                 by_layer(self.newlines, r),
                 [segment.grid for segment in row.segments],
                 [list(counts) for counts in zip(*by_layer(self.by_picture, r), strict=True)],
+                [segment.shape for segment in row.segments],
             )
             for r, row in enumerate(self.rows)
             if row.segments

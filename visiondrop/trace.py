@@ -118,6 +118,8 @@ class SampleTrace:
         grids: how the tiles or frames of each picture or video lie, which says what its token ids
             mean (`TileGrid.locate`, `FrameGrid.locate`); None for a picture of one tile.
         tokens_by_picture: `tokens_per_layer` of each picture.
+        shapes: (frames, rows, columns) of each picture or video of native resolution, whose token
+            (f, r, c) has the id (f * rows + r) * columns + c; None for others.
     """
 
     key: str | None
@@ -128,6 +130,7 @@ class SampleTrace:
     newlines_per_layer: list[int] = field(default_factory=list)
     grids: list[Grid | None] = field(default_factory=list)
     tokens_by_picture: list[list[int]] = field(default_factory=list)
+    shapes: list[tuple[int, int, int] | None] = field(default_factory=list)
 
     @property
     def mean_tokens(self) -> float:
@@ -185,6 +188,9 @@ class SampleTrace:
             out["newlines_per_layer"] = self.newlines_per_layer
             out["tokens_by_picture"] = self.tokens_by_picture
             out["grids"] = [grid and dataclasses.asdict(grid) for grid in self.grids]
+        if any(self.shapes):
+            out["tokens_by_picture"] = self.tokens_by_picture
+            out["shapes"] = [shape and list(shape) for shape in self.shapes]
         return out
 
 
@@ -291,5 +297,6 @@ class Trace:
         """
         from visiondrop.draw import draw_sample
 
+        grid = self.grid
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        draw_sample(self.samples[sample], image, self.grid).save(path)
+        draw_sample(self.samples[sample], image, grid).save(path)
