@@ -77,6 +77,12 @@ def add_answer_flags(parser: argparse.ArgumentParser, batch_size: int | None = N
         help="processes that prepare pictures; 0 prepares them in this one",
     )
     group.add_argument(
+        "--image-cache",
+        choices=("on", "off"),
+        default=env("IMAGE_CACHE", "on"),
+        help="run what the questions of one picture share once, where the method allows it",
+    )
+    group.add_argument(
         "--blank-picture",
         action="store_true",
         help="replace every picture by a uniform grey one, as a control",

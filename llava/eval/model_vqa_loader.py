@@ -95,7 +95,15 @@ def answer(args: argparse.Namespace, everything: Sequence[Sample], pictures: Pic
         if store.todo:
             model, dataset = model_and_data()
             workers = default_workers(settings.device) if args.workers is None else args.workers
-            answer_questions(model, run.method, store, dataset, workers=workers, label=run.cell)
+            answer_questions(
+                model,
+                run.method,
+                store,
+                dataset,
+                workers=workers,
+                label=run.cell,
+                image_cache=args.image_cache == "on",
+            )
         rows = store.finish()
         if args.wandb:
             note = Path(args.answers_file + ".wandb.json")

@@ -39,6 +39,16 @@ def why_not_shared(method: Any, samples: Sequence[Sample]) -> str | None:
     return None if each >= WORTH else f"{each:.2f} questions a picture"
 
 
+def sharing_note(asked: bool, method: Any, samples: Sequence[Sample]) -> dict[str, Any]:
+    """For the result json: whether beginnings were shared, and why not.
+
+    It is no part of the settings that make a run's answers its own: which answers a last bit could
+    change is told by their near ties.
+    """
+    reason = why_not_shared(method, samples) if asked else "turned off"
+    return {"used": reason is None, **({} if reason is None else {"reason": reason})}
+
+
 class SharedPrefixes:
     """The prompt beginnings of a run.
 

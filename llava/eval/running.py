@@ -20,6 +20,7 @@ from llava.eval.errors import EvalError
 from llava.eval.loading import ModelChoice, load_model
 from llava.eval.near_ties import all_near_ties, near_ties
 from llava.eval.planning import PlannedRun, Refusal
+from llava.eval.prefixes import sharing_note
 from llava.eval.preparing import HELD, HELD_BY_WORKER, QuestionDataset
 from llava.eval.processes import Group, launch, share
 from llava.eval.result import build_result, read_result, write_result
@@ -126,6 +127,7 @@ class Job:
             f"{label:<16}",
             position,
             self.tower_cache,
+            self.args.image_cache == "on",
         )
 
     def finish(self, run: PlannedRun, store: AnswerStore) -> dict[str, Any]:
@@ -158,6 +160,8 @@ class Job:
         result["label"], result["cell"], result["budget"] = run.label, run.cell, run.budget
         result["processes"] = [{"rank": r, "computed": n} for r, n in enumerate(computed)]
         result["near_ties"] = near_ties(store.samples, store.margins())
+        asked = self.args.image_cache == "on"
+        result["image_cache"] = sharing_note(asked, run.method, store.samples)
         if self.shards.size > 1:
             result["tensor_parallel"] = self.shards.size
         if run.moved:
