@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
@@ -16,7 +17,7 @@ LONGEST = 2048
 
 
 def open_picture(
-    path: str | Path, longest: int = LONGEST, name: str | None = None
+    path: str | Path | BinaryIO, longest: int = LONGEST, name: str | None = None
 ) -> tuple[Image.Image, str]:
     """The picture of a file in RGB, upright, at most `longest` pixels long, and a line about it.
 
@@ -25,8 +26,10 @@ def open_picture(
 
     Raises `ValueError` on anything else than a picture, in one line that says what to do.
     """
-    path = Path(path).expanduser()
-    name = name or path.name
+    if isinstance(path, (str, Path)):
+        path = Path(path).expanduser()
+        name = name or path.name
+    name = name or "the picture"
     try:
         with warnings.catch_warnings():
             # From 89 megapixels Pillow warns; the limit here is told before anything is decoded.
