@@ -69,8 +69,8 @@ def _annotation(
         "image_classes": classes,
         "flickr_original_url": "",
         "flickr_300k_url": "",
-        "image_width": scene.size,
-        "image_height": scene.size,
+        "image_width": scene.size[0],
+        "image_height": scene.size[1],
         "question": q.text,
         "question_tokens": q.text.lower().rstrip("?").split(),
         "question_id": number,
@@ -113,7 +113,7 @@ def write_textvqa(folder: Path, questions: int, per_picture: int, seed: int) -> 
                     "question": q.text,
                     "type": q.type,
                     "answer": q.answer,
-                    "grid": [scene.grid, scene.grid],
+                    "grid": list(scene.grid),
                     "region": list(q.region),
                 }
             )
