@@ -71,9 +71,7 @@ class Run:
         settings, half = self.settings, not args.fp32
         if args.device == "cpu" and args.helpers:
             parts = max(p.micro for p in self.phases)
-            return Pool(
-                self.model, settings["shape"], settings["seed"], half, args.helpers, parts
-            )
+            return Pool(self.model, settings["shape"], settings["seed"], half, args.helpers, parts)
         return Local(self.model, self.tokenizer, half, args.loaders)
 
     def enter(self, phase: Phase) -> None:

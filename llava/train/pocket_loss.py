@@ -205,9 +205,7 @@ class Pocket(Answers):
             dense = torch.arange(n, device=image.device).expand(len(image), -1)
             where = torch.where(batch["stretch"], batch["grid_ids"], dense)
             span = torch.where(batch["stretch"], 576, n)
-            text, right, kind = self.text_loss(
-                image, where, span, batch, phase.stride, watch, taps
-            )
+            text, right, kind = self.text_loss(image, where, span, batch, phase.stride, watch, taps)
             if taps and len(taps[PLACE_LAYER]):
                 own = self.place_loss(taps[PATCH_LAYER][:, p : p + n], patch_places(batch, n))
                 place = self.place_loss(taps[PLACE_LAYER][:, p + n :], batch["places"])

@@ -26,11 +26,11 @@ FORMS = (("textvqa", 6.0), *MIXTURE[1:])
 CURRICULA: dict[str, tuple[Phase, ...]] = {
     "pocket": (
         Phase(
-            "tiles-12", 12, 200, 3, 3, 320,
+            "tiles-12", 12, 90, 3, 3, 320,
             look=0.3, quota=FULL, reference=0.6, frozen=True, few=0.3, forms=FORMS, spoilt=0.02,
         ),
         Phase(
-            "tiles-24", 24, 120, 3, 3, 448,
+            "tiles-24", 24, 90, 3, 3, 448,
             look=0.3, signs=(2, 5), quota=FULL, reference=0.6, frozen=True, forms=FORMS,
             spoilt=0.02, decay=True,
         ),
