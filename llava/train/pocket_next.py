@@ -30,14 +30,14 @@ CURRICULA: dict[str, tuple[Phase, ...]] = {
             look=0.3, quota=FULL, reference=0.6, frozen=True, few=0.3, forms=FORMS, spoilt=0.02,
         ),
         Phase(
-            "tiles-24", 24, 90, 3, 3, 448,
+            "tiles-24", 24, 150, 3, 3, 448,
             look=0.3, signs=(2, 5), quota=FULL, reference=0.6, frozen=True, forms=FORMS,
             spoilt=0.02, decay=True,
         ),
     ),
     "tiny": (
-        Phase("tiles-12", 12, 3, 2, 2, 160, look=0.3, frozen=True, forms=FORMS, spoilt=0.2),
-        Phase("tiles-12-end", 12, 3, 2, 2, 160, look=0.3, frozen=True, forms=FORMS, decay=True),
+        Phase("tiles-12", 12, 2, 2, 2, 160, look=0.3, frozen=True, forms=FORMS, spoilt=0.2),
+        Phase("tiles-12-end", 12, 1, 2, 2, 160, look=0.3, frozen=True, forms=FORMS, decay=True),
     ),
 }  # fmt: skip
 

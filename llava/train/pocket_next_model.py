@@ -27,9 +27,9 @@ from .pocket_next_pictures import PINPOINTS
 
 POSITIONS = 4096  # a picture takes up to 2,928
 ROPE_THETA = 40_000.0
-"""Base of the rotary positions, 10,000 in the pocket model. Of the values 10,000, 20,000, 40,000 and
-160,000 it is the one with which the pocket model's own weights answer best on four and five tiles
-(34, 56, 72 and 67 % of answer tokens): far rows look near again."""
+"""Base of the rotary positions, 10,000 in the pocket model. Of the values 10,000, 20,000, 40,000
+and 160,000 it is the one with which the pocket model's own weights answer best on pictures of four
+and five tiles, before any training (34, 56, 72 and 67 % of answer tokens)."""
 
 
 def make_next(source: str | Path) -> LlavaNextForConditionalGeneration:

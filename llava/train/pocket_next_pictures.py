@@ -7,6 +7,7 @@ patches are windows on full ones, with the tower's positions of that place.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,29 @@ def grid_of(size: tuple[int, int], side: int = FULL) -> TileGrid:
     scale = FULL // side
     shape = get_anyres_image_grid_shape((size[1] * scale, size[0] * scale), PINPOINTS, 336)
     return TileGrid(*shape, size, side)
+
+
+def rows_of_squares(ids: list[int], columns: int, grid: TileGrid) -> list[int]:
+    """The packed picture's rows that show the given squares of 14 x 14 pixels of the original.
+
+    ids: row-major, ``columns`` squares a row. A patch counts where more than a fifth of its side is
+    covered both ways; without scaling that is one patch for each square.
+    """
+    r0, r1, c0, c1 = grid.window
+    wide, high = grid.original
+    out: set[int] = set()
+
+    def covered(square: int, side: int, patches: int) -> range:
+        """Patches along a side of so many pixels."""
+        a, b = (min(p * PATCH, side) * patches / side for p in (square, square + 1))
+        return range(int(a + 0.8), max(min(math.ceil(b - 0.2), patches), int(a + 0.8) + 1))
+
+    for square in ids:
+        row, column = divmod(square, columns)
+        for y in covered(row, high, r1 - r0):
+            for x in covered(column, wide, c1 - c0):
+                out.add(grid.side**2 + min(y, r1 - r0 - 1) * (c1 - c0 + 1) + min(x, c1 - c0 - 1))
+    return sorted(out)
 
 
 @dataclass(frozen=True)
