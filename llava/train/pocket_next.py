@@ -30,7 +30,7 @@ CURRICULA: dict[str, tuple[Phase, ...]] = {
             look=0.3, quota=FULL, reference=0.6, frozen=True, few=0.3, forms=FORMS, spoilt=0.02,
         ),
         Phase(
-            "tiles-24", 24, 150, 3, 3, 448,
+            "tiles-24", 24, 120, 3, 3, 448,
             look=0.3, signs=(2, 5), quota=FULL, reference=0.6, frozen=True, forms=FORMS,
             spoilt=0.02, decay=True,
         ),
