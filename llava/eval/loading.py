@@ -118,8 +118,10 @@ def _model_error(choice: ModelChoice, error: Exception) -> str:
 
 
 def default_aspect_ratio(config: Any) -> str:
-    """How the checkpoint's pictures are prepared: as its config says, else padded (LLaVA-1.5)."""
-    return str(getattr(config, "image_aspect_ratio", None) or "pad")
+    """How the checkpoint's pictures are prepared: as its config says, else in tiles (LLaVA-NeXT,
+    whose stock configuration is silent) or padded (LLaVA-1.5)."""
+    usual = "anyres" if getattr(config, "model_type", "") == "llava_next" else "pad"
+    return str(getattr(config, "image_aspect_ratio", None) or usual)
 
 
 def model_fingerprint_path(choice: ModelChoice) -> Path | None:

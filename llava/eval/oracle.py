@@ -48,7 +48,12 @@ class Oracle(Reducer):
     positions: Positions = "renumbered"
 
     def check(self, geometry: Geometry) -> None:
-        """Refuse budgets beyond the picture."""
+        """Refuse budgets beyond the picture, and pictures in tiles."""
+        if geometry.crops:
+            raise ValueError(
+                "oracle: regions.json names squares of the whole picture, this model reads tiles; "
+                "python -m llava.train.evaluate_next has an oracle for it"
+            )
         if not 1 <= self.tokens <= geometry.num_patches:
             raise ValueError(
                 f"oracle: tokens={self.tokens} asked for where a picture has "

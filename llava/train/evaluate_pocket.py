@@ -15,6 +15,7 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,8 +65,10 @@ def oracle(region: list[int], n: int, total: int = 576) -> np.ndarray:
 class Scorer:
     """Feeds features and questions to the decoder and tells which answers are right."""
 
+    family: Any = LlavaForConditionalGeneration
+
     def __init__(self, folder: Path, device: str) -> None:
-        self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self.model = self.family.from_pretrained(folder, dtype=torch.float32)
         self.model.eval().to(device)
         self.tok = AutoTokenizer.from_pretrained(folder)
         self.device = torch.device(device)

@@ -1,6 +1,7 @@
 """Writes a run's weights in Hugging Face layout, with its log and the facts of its making.
 
-``python -m llava.train.export_pocket --run runs/pocket --out checkpoints/pocket-llava``
+``python -m llava.train.export_pocket --run runs/pocket --out checkpoints/pocket-llava``; of a run of
+``llava.train.pocket_next``, too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 
 from .pocket_loss import Pocket
 from .pocket_model import SHAPES, _write_json, export, make_model, make_tokenizer
+from .pocket_next_model import NextAnswers, export_next, load_tokenizer, make_next
 
 
 def _commit() -> str:
@@ -40,18 +43,30 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=Path("checkpoints/pocket-llava"))
     args = p.parse_args()
     state = json.loads((args.run / "state.json").read_text())
-    shape = SHAPES[state["settings"]["shape"]]
-    tokenizer = make_tokenizer()
-    model = Pocket(make_model(shape, tokenizer), tokenizer)
-    model.load_state_dict(load_file(args.run / f"model-{state['tag']}.safetensors"))
-    export(model.llava, tokenizer, args.out)
+    settings = state["settings"]
+    trained = load_file(args.run / f"model-{state['tag']}.safetensors")
+    about: dict[str, Any]
+    if "source" in settings:
+        source = Path(settings["source"])
+        tokenizer = load_tokenizer(source)
+        model: Any = NextAnswers(make_next(source))
+        model.load_state_dict(trained)
+        export_next(model.llava, tokenizer, args.out)
+        about = {"source_sha256": sha256(source / "model.safetensors")}
+    else:
+        shape = SHAPES[settings["shape"]]
+        tokenizer = make_tokenizer()
+        model = Pocket(make_model(shape, tokenizer), tokenizer)
+        model.load_state_dict(trained)
+        export(model.llava, tokenizer, args.out)
+        about = {"shape": shape.__dict__}
     shutil.copyfile(args.run / "log.jsonl", args.out / "training_log.jsonl")
     weights = args.out / "model.safetensors"
     _write_json(
         args.out / "TRAINING.json",
         {
-            "settings": state["settings"],
-            "shape": shape.__dict__,
+            "settings": settings,
+            **about,
             "steps": state["total"],
             "pictures": state["pictures"],
             "phases": _phases(args.run / "log.jsonl"),

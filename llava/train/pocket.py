@@ -47,32 +47,44 @@ def make_optimizer(model: torch.nn.Module, lr: float, kind: str) -> list[torch.o
     return out
 
 
-def rate(phase: Phase, step: int, total: int) -> float:
-    """Factor of the base learning rate at ``step`` of a phase; ``total`` steps lie behind all."""
-    warm = min(1.0, (total + 1) / 200, (step + 1) / 50)
-    left = 1 - step / phase.steps
-    return phase.lr * warm * (max(left, 0.03) if phase.decay else 1.0)
-
-
 class Run:
     """A training run on disk: weights, optimizer, place in the curriculum, log."""
 
-    def __init__(
-        self, folder: Path, config: str, shape: str, seed: int, lr: float, opt: str
-    ) -> None:
-        self.folder = folder
+    warm = 200  # steps over which the rate rises at the beginning
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder, self.settings = folder, settings
         folder.mkdir(parents=True, exist_ok=True)
-        self.settings: dict[str, Any] = {
-            "config": config,
-            "shape": shape,
-            "seed": seed,
-            "lr": lr,
-            "opt": opt,
-        }
-        torch.manual_seed(seed)
-        self.tokenizer = make_tokenizer()
-        self.model = Pocket(make_model(SHAPES[shape], self.tokenizer), self.tokenizer)
+        torch.manual_seed(settings["seed"])
         self.phase, self.step, self.total, self.pictures = 0, 0, 0, 0
+        self.make()
+
+    def make(self) -> None:
+        """The tokenizer, the model before any training, and the curriculum."""
+        self.tokenizer = make_tokenizer()
+        llava = make_model(SHAPES[self.settings["shape"]], self.tokenizer)
+        self.model: Any = Pocket(llava, self.tokenizer)
+        self.phases: tuple[Phase, ...] = CURRICULA[self.settings["config"]]
+
+    def source(self, args: argparse.Namespace) -> Local | Pool:
+        """Where gradients come from."""
+        settings, half = self.settings, not args.fp32
+        if args.device == "cpu" and args.helpers:
+            parts = max(p.micro for p in self.phases)
+            return Pool(self.model, settings["shape"], settings["seed"], half, args.helpers, parts)
+        return Local(self.model, self.tokenizer, half, args.loaders)
+
+    def enter(self, phase: Phase) -> None:
+        """Changes the model as a phase begins."""
+        llava, before = self.model.llava, self.phases[self.phase - 1] if self.phase else None
+        if before and before.stride > phase.stride:
+            grow(llava)
+        if phase.forms and not (before and before.forms):
+            introduce(llava, self.tokenizer)
+        if phase.scale != 1:
+            with torch.no_grad():
+                for p in llava.model.multi_modal_projector.linear_2.parameters():
+                    p.mul_(phase.scale)
 
     def start(self, device: torch.device) -> None:
         self.model.to(device)
@@ -122,6 +134,13 @@ class Run:
             f.write(line + "\n")
 
 
+def rate(phase: Phase, step: int, total: int, rise: int = Run.warm) -> float:
+    """Factor of the base learning rate at ``step`` of a phase; ``total`` steps lie behind all."""
+    warm = min(1.0, (total + 1) / rise, (step + 1) / min(50, rise))
+    left = 1 - step / phase.steps
+    return phase.lr * warm * (max(left, 0.03) if phase.decay else 1.0)
+
+
 def summary(sums: dict[str, float], seen: int) -> dict[str, object]:
     """Means over the steps seen; of the answers, the share of right tokens for each type."""
     out: dict[str, object] = {k: round(x / seen, 5) for k, x in sums.items() if "/" not in k}
@@ -135,29 +154,17 @@ def train(run: Run, args: argparse.Namespace) -> bool:
     """Goes on until the curriculum, the minutes or the steps end. True when all is done."""
     device = torch.device(args.device)
     run.start(device)
-    phases, seed = CURRICULA[run.settings["config"]], run.settings["seed"]
-    source: Local | Pool
-    if device.type == "cpu" and args.helpers:
-        parts = max(p.micro for p in phases)
-        source = Pool(run.model, run.settings["shape"], seed, not args.fp32, args.helpers, parts)
-    else:
-        source = Local(run.model, run.tokenizer, not args.fp32, args.loaders)
+    phases, seed, source = run.phases, run.settings["seed"], run.source(args)
     begin, saved, ran = time.time(), time.time(), 0
     run.model.train()
     while run.phase < len(phases):
         phase = phases[run.phase]
-        if run.step == 0 and run.phase and phases[run.phase - 1].stride > phase.stride:
-            grow(run.model.llava)
-        if run.step == 0 and phase.forms and not (run.phase and phases[run.phase - 1].forms):
-            introduce(run.model.llava, run.tokenizer)
-        if run.step == 0 and phase.scale != 1:
-            with torch.no_grad():
-                for p in run.model.llava.model.multi_modal_projector.linear_2.parameters():
-                    p.mul_(phase.scale)
+        if run.step == 0:
+            run.enter(phase)
         sums: Stats = {}
         seen, clock = 0, time.time()
         for stats in source.steps(phase, run.phase, seed, run.step):
-            factor = rate(phase, run.step, run.total)
+            factor = rate(phase, run.step, run.total, run.warm)
             for opt in run.optimizers:
                 for group in opt.param_groups:
                     group["lr"] = run.settings["lr"] * factor
@@ -191,28 +198,34 @@ def train(run: Run, args: argparse.Namespace) -> bool:
     return True
 
 
+def add_flags(p: argparse.ArgumentParser, lr: float) -> None:
+    """The flags that every training command of pocket models has."""
+    p.add_argument("--minutes", type=float, default=1e9, help="stop, resumable, after this long")
+    p.add_argument("--steps", type=int, default=0, help="stop after so many steps of this call")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--lr", type=float, default=lr)
+    p.add_argument("--fp32", action="store_true", help="no bf16 autocast")
+    p.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    p.add_argument("--loaders", type=int, default=0, help="processes that make pictures, on a GPU")
+    p.add_argument("--save-minutes", type=float, default=3.0)
+    p.add_argument("--log-every", type=int, default=20)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--run", type=Path, default=Path("runs/pocket"))
     p.add_argument("--config", default="pocket", choices=sorted(CURRICULA))
     p.add_argument("--shape", default="pocket", choices=sorted(SHAPES))
-    p.add_argument("--minutes", type=float, default=1e9, help="stop, resumable, after this long")
-    p.add_argument("--steps", type=int, default=0, help="stop after so many steps of this call")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--lr", type=float, default=1.5e-3)
+    add_flags(p, 1.5e-3)
     p.add_argument("--opt", default="adamw", choices=("adamw", "muon"))
-    p.add_argument("--fp32", action="store_true", help="no bf16 autocast")
-    p.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     p.add_argument("--helpers", type=int, default=0, help="processes that share the work, on a CPU")
-    p.add_argument("--loaders", type=int, default=0, help="processes that make pictures, on a GPU")
-    p.add_argument("--save-minutes", type=float, default=3.0)
-    p.add_argument("--log-every", type=int, default=20)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--export", type=Path, help="write the Hugging Face layout here at the end")
     args = p.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    run = Run(args.run, args.config, args.shape, args.seed, args.lr, args.opt)
+    names = ("config", "shape", "seed", "lr", "opt")
+    run = Run(args.run, {name: getattr(args, name) for name in names})
     done = train(run, args)
     if args.export:
         export(run.model.llava.cpu(), run.tokenizer, args.export)

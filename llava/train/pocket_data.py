@@ -90,6 +90,7 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
         self, phase: Phase, index: int, seed: int, tokenizer: PreTrainedTokenizerFast
     ) -> None:
         self.phase, self.index, self.seed = phase, index, seed
+        self.windows = phase.grid < 24
         self.pad = tokenizer.pad_token_id
         self.prefix = tokenizer(SYSTEM + " USER: ").input_ids
         self.teacher = Teacher(tokenizer, IGNORE)
@@ -125,16 +126,19 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
                 out += [textvqa(q) for q in chosen[:7]]
             else:
                 found = FORMS[name](scene, rng)
-                if self.phase.grid < 24:  # a window's quarters are not the picture's
+                if self.windows:  # a window's quarters are not the picture's
                     found = [q for q in found if not re.search("quarter of|哪个部分", q.text)]
                 asked = choose(found, EACH.get(name, 5), rng)
                 out += [of_form(name, q) for q in asked]
         return [out[int(i)] for i in rng.permutation(len(out))]
 
     def _pack(
-        self, lessons: list[Callable[[bool], Lesson]], rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        n, p, patches = self.phase.text_len, len(self.prefix), self.phase.grid**2
+        self, lessons: list[Callable[[bool], Lesson]], rng: np.random.Generator,
+        place: np.ndarray, patches: int,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Lessons behind a picture of ``patches`` rows; ``place`` has the row of each of the
+        scene's squares."""
+        n, p = self.phase.text_len, len(self.prefix)
         ids = np.full(n, self.pad, np.int64)
         labels = np.full(n, IGNORE, np.int64)
         pos, seg, kind = np.zeros(n, np.int64), np.full(n, -1, np.int64), np.full(n, -1, np.int64)
@@ -169,7 +173,8 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
                             if where == "prompt":
                                 want[:p] = True
                             else:
-                                want[p + k if where == "picture" else p + patches + at + k] = True
+                                own = where == "own"
+                                want[p + patches + at + k if own else p + int(place[k])] = True
                         used[probe] += 1
                 for row, px, py in x.places[: MAX_ROWS - placed]:
                     places[placed] = at + row, px, py
@@ -193,7 +198,7 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
             x, y = _window(ph.grid, rng)
             scene = make_scene(
                 *key,
-                size=ph.grid * 14,
+                size=(ph.grid * 14, ph.grid * 14),
                 kinds=ph.kinds,
                 signs=ph.signs,
                 origin=(x * 14, y * 14),
@@ -207,7 +212,8 @@ class PocketData(Dataset[dict[str, torch.Tensor]]):
             grid = np.arange(576).reshape(24, 24)
             item["grid_ids"] = grid[y : y + ph.grid, x : x + ph.grid].reshape(-1)
             if ph.text_len:
-                item |= self._pack(self._lessons(scene, spoilt, rng), rng)
+                squares = np.arange(ph.grid**2)
+                item |= self._pack(self._lessons(scene, spoilt, rng), rng, squares, len(squares))
             items.append(item)
         batch = {k: torch.from_numpy(np.stack([it[k] for it in items])) for k in items[0]}
         rng = np.random.default_rng([TRAIN_SEED + self.seed, self.index, step, part, 7004])

@@ -26,6 +26,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return torch.softmax(scores, dim=-1, dtype=scores.dtype) @ v
 
 
+def attend_causal(q: Tensor, k: Tensor, v: Tensor, chunk: int = 384) -> Tensor:
+    """Causal attention of (b, heads, n, d) with itself, ``chunk`` rows at a time: rows do not look
+    at what lies wholly behind their chunk, which spares up to half the work."""
+    n = q.shape[2]
+    if n < 2 * chunk:
+        chunk = max(n, 1)
+    out = []
+    for a in range(0, n, chunk):
+        b = min(a + chunk, n)
+        off = torch.finfo(q.dtype).min
+        mask = torch.full((b - a, b), off, dtype=q.dtype, device=q.device).triu(1 + a)
+        out.append(attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], mask))
+    return torch.cat(out, dim=2) if out else q
+
+
 def vision_features(tower: Any, pixels: Tensor, grid_ids: Tensor) -> Tensor:
     """(b, 1 + patches, width): hidden_states[-2] of a CLIP tower.
 
@@ -89,7 +104,6 @@ def decoder_states(
     dev = embeds.device
     low = torch.bfloat16 if torch.is_autocast_enabled(dev.type) else embeds.dtype
     off = torch.finfo(low).min
-    first = torch.full((shared, shared), off, dtype=low, device=dev).triu(1)
     own = (segments[:, None, :] == segments[:, :, None]).tril()
     text = torch.zeros(b, 1, m, n, dtype=low, device=dev)
     text[:, 0, :, shared:].masked_fill_(~own, off)
@@ -109,7 +123,7 @@ def decoder_states(
                 probe.look(q, k, text, shared)
         z = torch.cat(
             [
-                attend(q[:, :, :shared], k[:, :, :shared], v[:, :, :shared], first),
+                attend_causal(q[:, :, :shared], k[:, :, :shared], v[:, :, :shared]),
                 attend(q[:, :, shared:], k, v, text),
             ],
             dim=2,

@@ -24,7 +24,7 @@ from playground.pocket import vocabulary as v
 from playground.pocket.asking import LETTERS, Asked
 from playground.pocket.facts import center, patches
 from playground.pocket.questions import SUFFIX, TYPES, Question, _in_place, reference_line
-from playground.pocket.scene import WORLD, Scene, Thing
+from playground.pocket.scene import Scene, Thing
 from playground.pocket.sets import FORMS
 
 PROBES = ("key", "bind", "point", "answer", "option", "letter")
@@ -157,8 +157,8 @@ class Teacher:
                 lesson.look("bind", at, [("own", first)])
             if len(things) == 1:
                 x, y = center(things[0])
-                left, top = scene.origin
-                lesson.places.append((at, (x + left) / WORLD, (y + top) / WORLD))
+                (left, top), (wide, high) = scene.origin, scene.world
+                lesson.places.append((at, (x + left) / wide, (y + top) / high))
             keys.append(at)
 
         for at in range(start, end):

@@ -6,6 +6,8 @@ heads on it predict what each patch shows (dense labels) and, from CLS, what the
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,13 +60,65 @@ def patch_places(batch: dict[str, Tensor], n: int) -> Tensor:
     return torch.stack([torch.where(known, row, -1), x, y], dim=-1).float()
 
 
-class Pocket(nn.Module):
+class Answers(nn.Module):
+    """A LLaVA model, and the losses of questions packed behind one picture."""
+
+    def __init__(self, llava: Any) -> None:
+        super().__init__()
+        self.llava = llava
+        # Of each question's answer the whole counts about one; spaces and ends (-1) little.
+        share = {"word": 0.3, "number": 0.5, "place_color": 2.0, "place_shape": 2.0}
+        self.weights = torch.tensor([share.get(t, 1.0) for t in KINDS] + [0.05])
+
+    def text_loss(
+        self, image: Tensor, where: Tensor, span: Tensor | int, batch: dict[str, Tensor],
+        stride: int = 1, probes: tuple[Probe, ...] = (), taps: dict[int, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Cross entropy of the answers; which of their tokens are right; the type of each.
+
+        image: (b, n, width), projected; where: (b, n), their positions counted from the first;
+        span: how many positions the picture takes."""
+        model = self.llava.model
+        b, n = image.shape[:2]
+        embed = model.language_model.embed_tokens
+        prefix = embed(batch["prefix"]).expand(b, -1, -1).to(image.dtype)
+        x = torch.cat([prefix, image, embed(batch["ids"]).to(image.dtype)], dim=1)
+        p = prefix.shape[1]
+        dev = x.device
+        head = torch.cat([torch.arange(p, device=dev).expand(b, -1), p + where], dim=1)
+        blind = batch["blind"]
+        # Without a picture the prompt's last space belongs to the first word of the question.
+        pos = torch.cat([head, torch.where(blind, p - 1, p + span) + batch["pos"]], dim=1)
+        out = decoder_states(
+            model.language_model, x, pos, batch["seg"], p + n, stride, probes, blind, p - 1,
+            taps,
+        )  # fmt: skip
+        target = batch["labels"][:, 1:]
+        some = target != IGNORE
+        logits = self.llava.lm_head(out[:, :-1][some]).float()
+        right = logits.argmax(-1) == target[some]
+        kind = batch["kind"][:, 1:][some]
+        each = F.cross_entropy(logits, target[some], reduction="none")
+        weight = self.weights.to(dev)[kind]
+        return (each * weight).sum() / weight.sum().clamp(min=1e-6), right, kind
+
+
+def text_measures(out: dict[str, Tensor], text: Tensor, right: Tensor, kind: Tensor) -> None:
+    """Puts the loss and, for each type of question, how many answer tokens are right."""
+    out["text"] = text.detach()
+    for i, name in enumerate(KINDS):
+        some = kind == i
+        out["n/" + name] = some.sum()
+        out["right/" + name] = right[some].sum()
+
+
+class Pocket(Answers):
     """The LLaVA model and its throw-away heads; ``forward`` returns the losses of a batch."""
 
     def __init__(
         self, llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
     ) -> None:
-        super().__init__()
+        super().__init__(llava)
         # The token of each class's name: as in a question or an answer.
         names = {
             "color": [f" {c}" for c in v.COLORS],
@@ -75,12 +129,8 @@ class Pocket(nn.Module):
             k: torch.tensor([tokenizer(w, add_special_tokens=False).input_ids[0] for w in words])
             for k, words in names.items()
         }
-        self.llava = llava
         one = [tokenizer(f" {w}", add_special_tokens=False).input_ids[0] for w in DIRECTIONS]
         self.directions = torch.tensor(one)
-        # Of each question's answer the whole counts about one; spaces and ends (-1) little.
-        share = {"word": 0.3, "number": 0.5, "place_color": 2.0, "place_shape": 2.0}
-        self.weights = torch.tensor([share.get(t, 1.0) for t in KINDS] + [0.05])
         width = llava.config.vision_config.hidden_size
         self.heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in HEADS.items()})
         self.norm = nn.LayerNorm(width)
@@ -100,38 +150,6 @@ class Pocket(nn.Module):
                 y = F.normalize(table.weight[words.to(x.device)].float(), dim=-1)
                 loss = loss + F.cross_entropy(15 * x @ y.T, labels[some] - 1)
         return loss
-
-    def text_loss(
-        self, image: Tensor, batch: dict[str, Tensor], stride: int, probes: tuple[Probe, ...] = (),
-        taps: dict[int, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Cross entropy of the answers; which of their tokens are right; the type of each."""
-        model = self.llava.model
-        b, n = image.shape[:2]
-        embed = model.language_model.embed_tokens
-        prefix = embed(batch["prefix"]).expand(b, -1, -1).to(image.dtype)
-        x = torch.cat([prefix, image, embed(batch["ids"]).to(image.dtype)], dim=1)
-        p = prefix.shape[1]
-        dev = x.device
-        dense = torch.arange(n, device=dev).expand(b, -1)
-        grid = torch.where(batch["stretch"], batch["grid_ids"], dense)
-        span = torch.where(batch["stretch"], 576, n)
-        head = torch.cat([torch.arange(p, device=dev).expand(b, -1), p + grid], dim=1)
-        blind = batch["blind"]
-        # Without a picture the prompt's last space belongs to the first word of the question.
-        pos = torch.cat([head, torch.where(blind, p - 1, p + span) + batch["pos"]], dim=1)
-        out = decoder_states(
-            model.language_model, x, pos, batch["seg"], p + n, stride, probes, blind, p - 1,
-            taps,
-        )  # fmt: skip
-        target = batch["labels"][:, 1:]
-        where = target != IGNORE
-        logits = self.llava.lm_head(out[:, :-1][where]).float()
-        right = logits.argmax(-1) == target[where]
-        kind = batch["kind"][:, 1:][where]
-        each = F.cross_entropy(logits, target[where], reduction="none")
-        weight = self.weights.to(dev)[kind]
-        return (each * weight).sum() / weight.sum().clamp(min=1e-6), right, kind
 
     def place_loss(self, states: Tensor, places: Tensor) -> Tensor:
         """States (b, n, width), read as words, say how far right and how far down (see ``places``)
@@ -183,8 +201,11 @@ class Pocket(nn.Module):
                 probes = {k: Probe(batch[k + "/rows"], *WATCHED[k]) for k in PROBES}
             watch = tuple(probes.values())
             taps = {k: image[:0] for k in (PATCH_LAYER, PLACE_LAYER) if phase.forms}
-            text, right, kind = self.text_loss(image, batch, phase.stride, watch, taps)
             p, n = len(batch["prefix"]), image.shape[1]
+            dense = torch.arange(n, device=image.device).expand(len(image), -1)
+            where = torch.where(batch["stretch"], batch["grid_ids"], dense)
+            span = torch.where(batch["stretch"], 576, n)
+            text, right, kind = self.text_loss(image, where, span, batch, phase.stride, watch, taps)
             if taps and len(taps[PLACE_LAYER]):
                 own = self.place_loss(taps[PATCH_LAYER][:, p : p + n], patch_places(batch, n))
                 place = self.place_loss(taps[PLACE_LAYER][:, p + n :], batch["places"])
@@ -194,11 +215,7 @@ class Pocket(nn.Module):
                 look = look_loss(probe, batch[name + "/want"])
                 out["look_" + name] = look.detach()
                 loss = loss + phase.look * look
-            out["text"] = text.detach()
-            for i, name in enumerate(KINDS):
-                some = kind == i
-                out["n/" + name] = some.sum()
-                out["right/" + name] = right[some].sum()
+            text_measures(out, text, right, kind)
             loss = loss + text
         out["loss"] = loss
         return out

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.multiprocessing as mp
@@ -25,7 +26,7 @@ from .pocket_model import SHAPES, make_model, make_tokenizer
 Stats = dict[str, float]
 
 
-def part_gradients(model: Pocket, batch: dict[str, Tensor], phase: Phase, half: bool) -> Stats:
+def part_gradients(model: Any, batch: dict[str, Tensor], phase: Phase, half: bool) -> Stats:
     """Adds one part's share of the step's gradient to ``.grad``; returns its losses."""
     device = batch["pixels"].device.type
     with torch.autocast(device, torch.bfloat16, enabled=half):
@@ -44,13 +45,15 @@ class Local:
     """All parts one after another in this process; ``loaders`` processes make the pictures."""
 
     def __init__(
-        self, model: Pocket, tokenizer: PreTrainedTokenizerFast, half: bool, loaders: int
-    ) -> None:
+        self, model: Any, tokenizer: PreTrainedTokenizerFast, half: bool, loaders: int,
+        data: type[PocketData] = PocketData,
+    ) -> None:  # fmt: skip
+        self.data = data
         self.model, self.tokenizer, self.half, self.loaders = model, tokenizer, half, loaders
         self.device = next(model.parameters()).device
 
     def steps(self, phase: Phase, index: int, seed: int, start: int) -> Iterator[Stats]:
-        data = PocketData(phase, index, seed, self.tokenizer)
+        data = self.data(phase, index, seed, self.tokenizer)
         loader = DataLoader(
             Subset(data, range(start * phase.micro, len(data))),
             batch_size=None,

@@ -133,11 +133,11 @@ def whole(scene: Scene) -> list[Fact]:
     ranked = sorted(v.SHAPES, key=lambda s: -len(groups[s]))
     if len(groups[ranked[0]]) > len(groups[ranked[1]]):
         out.append(make_fact(scene, "most", ranked[0], v.SHAPES, scene.shapes()))
-    half = scene.size / 2
+    middle, center_y = scene.size[0] / 2, scene.size[1] / 2
     for name, t in named(scene).items():
         x, y = center(t)
-        if min(abs(x - half), abs(y - half)) >= 20:
-            quarter = QUARTERS[2 * int(y > half) + int(x > half)]
+        if min(abs(x - middle), abs(y - center_y)) >= 20:
+            quarter = QUARTERS[2 * int(y > center_y) + int(x > middle)]
             out.append(make_fact(scene, "quarter", quarter, QUARTERS, [t], a=name))
     for s, found in groups.items():
         if len(found) == 1:

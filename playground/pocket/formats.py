@@ -17,7 +17,7 @@ from PIL import Image
 
 from .questions import SUFFIX, TYPES, Question, all_questions, reference_line
 from .render import render
-from .scene import Scene, make_scene
+from .scene import WORLD, Scene, Size, make_scene
 
 QUESTIONS = "llava_textvqa_val_v051_ocr.jsonl"
 ANNOTATIONS = "TextVQA_0.5.1_val.json"
@@ -69,8 +69,8 @@ def _annotation(
         "image_classes": classes,
         "flickr_original_url": "",
         "flickr_300k_url": "",
-        "image_width": scene.size,
-        "image_height": scene.size,
+        "image_width": scene.size[0],
+        "image_height": scene.size[1],
         "question": q.text,
         "question_tokens": q.text.lower().rstrip("?").split(),
         "question_id": number,
@@ -79,8 +79,12 @@ def _annotation(
     }
 
 
-def write_textvqa(folder: Path, questions: int, per_picture: int, seed: int) -> dict[str, int]:
-    """Writes the set and its checksums; returns how many questions there are of each type."""
+def write_textvqa(
+    folder: Path, questions: int, per_picture: int, seed: int,
+    sizes: tuple[Size, ...] = ((WORLD, WORLD),),
+) -> dict[str, int]:  # fmt: skip
+    """Writes the set and its checksums; returns how many questions there are of each type.
+    Pictures have the ``sizes`` (width, height) in turn."""
     images = folder / "train_images"
     images.mkdir(parents=True, exist_ok=True)
     used: dict[str, int] = {}
@@ -89,7 +93,8 @@ def write_textvqa(folder: Path, questions: int, per_picture: int, seed: int) -> 
     regions: list[dict] = []
     i = 0
     while len(lines) < questions:
-        scene = make_scene(seed, i)
+        size = sizes[i % len(sizes)]
+        scene = make_scene(seed, i, size=size, world=size)
         rng = np.random.default_rng([seed, i, 7005])
         name = image_id(seed, i)
         i += 1
@@ -113,7 +118,7 @@ def write_textvqa(folder: Path, questions: int, per_picture: int, seed: int) -> 
                     "question": q.text,
                     "type": q.type,
                     "answer": q.answer,
-                    "grid": [scene.grid, scene.grid],
+                    "grid": list(scene.grid),
                     "region": list(q.region),
                 }
             )

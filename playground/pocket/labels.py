@@ -6,7 +6,7 @@ import numpy as np
 
 from . import vocabulary as v
 from .render import char_spans, shape_mask, text_mask
-from .scene import PATCH, Scene, Thing
+from .scene import PATCH, Grid, Scene, Thing
 
 _COLORS = {c: i + 1 for i, c in enumerate(v.COLORS)}
 _SHAPES = {s: i + 1 for i, s in enumerate(v.SHAPES)}
@@ -17,23 +17,23 @@ CLS_SIZE = len(v.COLORS) * len(v.SHAPES) + len(v.COLORS) + len(v.CHARS)
 IGNORE = -100
 
 
-def _patches(weight: np.ndarray, x: int, y: int, grid: int) -> dict[int, float]:
+def _patches(weight: np.ndarray, x: int, y: int, grid: Grid) -> dict[int, float]:
     """Share of each patch's area that the mask covers; the mask's corner is at pixel (x, y)."""
-    h, w = weight.shape
+    (h, w), (rows, columns) = weight.shape, grid
     gx0, gy0 = x // PATCH, y // PATCH
     gx1, gy1 = -(-(x + w) // PATCH), -(-(y + h) // PATCH)
     pad = np.zeros(((gy1 - gy0) * PATCH, (gx1 - gx0) * PATCH), np.float32)
     pad[y - gy0 * PATCH : y - gy0 * PATCH + h, x - gx0 * PATCH : x - gx0 * PATCH + w] = weight
     cover = pad.reshape(gy1 - gy0, PATCH, gx1 - gx0, PATCH).mean(axis=(1, 3))
     return {
-        (gy0 + i) * grid + gx0 + j: float(cover[i, j])
+        (gy0 + i) * columns + gx0 + j: float(cover[i, j])
         for i in range(gy1 - gy0)
         for j in range(gx1 - gx0)
-        if cover[i, j] > 0 and gy0 + i < grid and gx0 + j < grid
+        if cover[i, j] > 0 and gy0 + i < rows and gx0 + j < columns
     }
 
 
-def thing_patches(t: Thing, grid: int, least: float = 0.04) -> list[int]:
+def thing_patches(t: Thing, grid: Grid, least: float = 0.04) -> list[int]:
     """Patch ids (row-major) that show at least ``least`` of their area of the thing."""
     if t.kind == "shape":
         cover = _patches(shape_mask(t.shape, t.box[2] - t.box[0]), t.box[0], t.box[1], grid)
@@ -45,11 +45,11 @@ def thing_patches(t: Thing, grid: int, least: float = 0.04) -> list[int]:
 
 
 def dense_labels(scene: Scene) -> dict[str, np.ndarray]:
-    """Three class maps of (grid * grid,) int64: colour, shape (or sign), character; 0 is none.
+    """Three class maps of (rows * columns,) int64: colour, shape (or sign), character; 0 is none.
 
     A patch shows a thing when it covers enough of the patch; slight touches are ignored (-100).
     """
-    n = scene.grid**2
+    n = scene.grid[0] * scene.grid[1]
     out = {k: np.zeros(n, np.int64) for k in HEADS}
     for t in scene.things:
         x0, y0, x1, y1 = t.box

@@ -1,4 +1,4 @@
-"""One pool of pictures from which all sample sets but TextVQA's take theirs, and how sets are
+"""Pools of pictures from which all sample sets but TextVQA's take theirs, and how sets are
 written."""
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,51 @@ from PIL import Image
 from .asking import Asked
 from .formats import CHECKSUMS, JPEG_QUALITY, REGIONS, _write, write_checksums
 from .render import render
-from .scene import Scene, make_scene
+from .scene import WORLD, Scene, Size, make_scene
 
 POOL_SEED = 20261  # TextVQA's set has its own; training uses seeds from 1,000,000 on
 POOL = 306
 
 
-@lru_cache(maxsize=POOL)
-def scene_of(i: int) -> Scene:
-    """Scene ``i`` of the pool."""
-    if not 0 <= i < POOL:
-        raise ValueError(f"picture {i} of a pool of {POOL}; give 0 to {POOL - 1}")
-    return make_scene(POOL_SEED, i)
+@dataclass(frozen=True)
+class Pool:
+    """Pictures from a seed, 0 to ``count`` - 1; ``sizes`` (width, height) come in turn."""
+
+    seed: int
+    count: int
+    sizes: tuple[Size, ...] = ((WORLD, WORLD),)
+
+    def scene(self, i: int) -> Scene:
+        """Scene ``i``."""
+        if not 0 <= i < self.count:
+            raise ValueError(f"picture {i} of a pool of {self.count}; give 0 to {self.count - 1}")
+        return _scene(self.seed, i, self.sizes[i % len(self.sizes)])
+
+    def pixels(self, i: int) -> np.ndarray:
+        """(height, width, 3) uint8."""
+        return _pixels(self.scene(i))
+
+    def jpeg(self, i: int) -> bytes:
+        """The picture's file."""
+        return _jpeg(self.scene(i))
+
+    def rng(self, name: str, i: int) -> np.random.Generator:
+        """The numbers that set ``name`` draws for picture ``i``: no set depends on another."""
+        return np.random.default_rng([self.seed, i, zlib.crc32(name.encode())])
+
+
+@lru_cache(maxsize=2 * POOL)
+def _scene(seed: int, i: int, size: Size) -> Scene:
+    return make_scene(seed, i, size=size, world=size)
 
 
 @lru_cache(maxsize=POOL)
-def pixels_of(i: int) -> np.ndarray:
-    """(336, 336, 3) uint8."""
-    return render(scene_of(i))
+def _pixels(scene: Scene) -> np.ndarray:
+    return render(scene)
+
+
+SQUARE = Pool(POOL_SEED, POOL)
+scene_of, pixels_of, jpeg_of, rng_of = SQUARE.scene, SQUARE.pixels, SQUARE.jpeg, SQUARE.rng
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
@@ -47,13 +75,8 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 
 @lru_cache(maxsize=POOL)
-def jpeg_of(i: int) -> bytes:
-    return jpeg(pixels_of(i))
-
-
-def rng_of(name: str, i: int) -> np.random.Generator:
-    """The numbers that set ``name`` draws for picture ``i``: no set depends on another."""
-    return np.random.default_rng([POOL_SEED, i, zlib.crc32(name.encode())])
+def _jpeg(scene: Scene) -> bytes:
+    return jpeg(_pixels(scene))
 
 
 class SampleSet:
@@ -63,8 +86,8 @@ class SampleSet:
     ids and prompts are those that the evaluation answers, the picture's placeholder left out.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, pool: Pool = SQUARE) -> None:
+        self.folder, self.pool = Path(folder), pool
         self.notes: list[dict[str, Any]] = []
         self.written: set[Path] = set()
         clear(self.folder)
@@ -78,7 +101,7 @@ class SampleSet:
 
     def picture(self, name: str, i: int) -> None:
         """Picture ``i`` of the pool under that name."""
-        self.path(name).write_bytes(jpeg_of(i))
+        self.path(name).write_bytes(self.pool.jpeg(i))
 
     def json(self, name: str, content: Any) -> None:
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
@@ -96,14 +119,16 @@ class SampleSet:
         writer.writerows(rows)
         _write(self.path(name), stream.getvalue())
 
-    def note(self, question_id: Any, asked: Asked, prompt: str | None = None) -> None:
+    def note(
+        self, question_id: Any, asked: Asked, prompt: str | None = None, picture: int = 0
+    ) -> None:
         self.notes.append(
             {
                 "question_id": question_id,
                 "prompt": asked.prompt if prompt is None else prompt,
                 "type": asked.type,
                 "answer": asked.answer,
-                "grid": [24, 24],
+                "grid": list(self.pool.scene(picture).grid),
                 "region": list(asked.region),
             }
         )

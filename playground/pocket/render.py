@@ -1,4 +1,4 @@
-"""Draws a scene: (size, size, 3) uint8. Shapes and characters come from cached masks."""
+"""Draws a scene: (height, width, 3) uint8. Shapes and characters come from cached masks."""
 
 from __future__ import annotations
 
@@ -120,14 +120,14 @@ def _draw(canvas: np.ndarray, t: Thing, rng: np.random.Generator) -> None:
 
 def _clutter(canvas: np.ndarray, rng: np.random.Generator) -> None:
     """Grey strokes: edges without meaning."""
-    size = canvas.shape[0]
-    n = int(rng.integers(0, 7 if size > 200 else 3))
+    high, wide = canvas.shape[:2]
+    n = int(rng.integers(0, 7 if max(wide, high) > 200 else 3))
     if not n:
         return
-    img = Image.new("L", (size, size))
+    img = Image.new("L", (wide, high))
     d = ImageDraw.Draw(img)
     for _ in range(n):
-        x, y = rng.integers(0, size, 2)
+        x, y = rng.integers(0, wide), rng.integers(0, high)
         dx, dy = rng.integers(-60, 61, 2)
         d.line((int(x), int(y), int(x + dx), int(y + dy)), fill=255, width=int(rng.integers(1, 5)))
     _blend(
@@ -140,7 +140,7 @@ def _clutter(canvas: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def render(scene: Scene, jpeg: int | None = None) -> np.ndarray:
-    """(size, size, 3) uint8. ``jpeg`` is a quality: the picture is then coded and decoded once."""
+    """(height, width, 3) uint8. ``jpeg`` is a quality: it is coded and decoded once."""
     rng = np.random.default_rng(list(scene.seed) + [7002])
     canvas = background(rng, scene.size)
     _clutter(canvas, rng)

@@ -11,6 +11,8 @@ from . import vocabulary as v
 PATCH = 14
 WORLD = 336
 Box = tuple[int, int, int, int]
+Size = tuple[int, int]
+Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -29,24 +31,27 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things on a square canvas of ``size`` pixels (a multiple of 14).
+    """Things on a canvas of ``size`` (width, height) pixels.
 
-    A canvas smaller than ``WORLD`` is a window on it, with its corner at ``origin`` (x, y): places
-    are those of the whole, so that what is learned on windows holds for full pictures.
+    A canvas may be a window on a larger ``world`` (width, height), with its corner at ``origin``
+    (x, y): places are those of the whole, so that what is learned on windows holds for full
+    pictures.
     """
 
-    size: int
+    size: Size
     things: tuple[Thing, ...]
     seed: tuple[int, ...]
     origin: tuple[int, int] = (0, 0)
+    world: Size = (WORLD, WORLD)
 
     @property
-    def grid(self) -> int:
-        return self.size // PATCH
+    def grid(self) -> Grid:
+        """(rows, columns) of squares of 14 x 14 pixels; the last ones may be cut."""
+        return -(-self.size[1] // PATCH), -(-self.size[0] // PATCH)
 
     def places(self) -> dict[str, tuple[float, float, float, float]]:
         """Boxes, in pixels of this canvas, of the places that lie wholly inside it."""
-        return visible_places(self.size, self.origin)
+        return visible_places(self.size, self.origin, self.world)
 
     def shapes(self) -> list[Thing]:
         return [t for t in self.things if t.kind == "shape"]
@@ -56,13 +61,13 @@ class Scene:
 
 
 def visible_places(
-    size: int, origin: tuple[int, int]
+    size: Size, origin: tuple[int, int], world: Size
 ) -> dict[str, tuple[float, float, float, float]]:
     out = {}
+    (ox, oy), (w, h) = origin, world
     for name, (x0, y0, x1, y1) in v.PLACES.items():
-        ox, oy = origin
-        box = (x0 * WORLD - ox, y0 * WORLD - oy, x1 * WORLD - ox, y1 * WORLD - oy)
-        if min(box) >= 0 and max(box) <= size:
+        box = (x0 * w - ox, y0 * h - oy, x1 * w - ox, y1 * h - oy)
+        if min(box) >= 0 and box[2] <= size[0] and box[3] <= size[1]:
             out[name] = box
     return out
 
@@ -70,11 +75,11 @@ def visible_places(
 class _Floor:
     """Free space, at one pixel: keeps things apart by a gap."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: Size) -> None:
         self.size, self.boxes = size, np.zeros((0, 4), dtype=np.int64)
 
     def free(self, b: Box, gap: int) -> bool:
-        if b[0] < 1 or b[1] < 1 or b[2] > self.size - 1 or b[3] > self.size - 1:
+        if b[0] < 1 or b[1] < 1 or b[2] > self.size[0] - 1 or b[3] > self.size[1] - 1:
             return False
         o = self.boxes
         hit = (o[:, 0] < b[2] + gap) & (o[:, 2] > b[0] - gap)
@@ -90,8 +95,8 @@ def _place(
     spread: float, within: tuple[float, ...] | None = None,
 ) -> Box | None:  # fmt: skip
     """A free box of w x h pixels: near ``center``, or anywhere, or ``within`` a box."""
-    n = floor.size
-    if max(w, h) > n - 4:
+    wide, high = floor.size
+    if w > wide - 4 or h > high - 4:
         return None
     for _ in range(24):
         if within is not None:
@@ -101,7 +106,7 @@ def _place(
             x = int(center[0] + rng.normal() * spread - w / 2)
             y = int(center[1] + rng.normal() * spread - h / 2)
         else:
-            x, y = int(rng.integers(1, n - w)), int(rng.integers(1, n - h))
+            x, y = int(rng.integers(1, wide - w)), int(rng.integers(1, high - h))
         box = (x, y, x + w, y + h)
         if floor.free(box, 3):
             floor.take(box)
@@ -127,24 +132,29 @@ def sign_size(text: str, font: int, cap: int) -> tuple[int, int]:
 
 
 def make_scene(
-    *seed: int, size: int = WORLD, kinds: tuple[str, ...] = ("letter", "number", "word"),
+    *seed: int, size: Size = (WORLD, WORLD), kinds: tuple[str, ...] = ("letter", "number", "word"),
     signs: tuple[int, int] = (2, 5), origin: tuple[int, int] = (0, 0), few: bool = False,
+    world: Size = (WORLD, WORLD),
 ) -> Scene:  # fmt: skip
     """The scene of a seed: crowded clusters of one- and two-patch things beside empty ground.
+
+    ``size`` is that of the canvas, ``world`` of the whole on which it is a window; a picture of
+    another size than 336 x 336 is its own world. Things are equally large on every canvas.
 
     Rare shapes occur once (so "the star" is one thing), rare colours likewise; the others repeat.
     ``signs`` is the range of their number, end excluded. ``few`` leaves out most shapes: where only
     two or three stand, which colour belongs to which shape is learned far sooner.
     """
     rng = np.random.default_rng(list(seed) + [7001])
-    area = (size / 336) ** 2
+    (wide, high), area = size, size[0] * size[1] / WORLD**2
     shapes = list(rng.permutation(v.SHAPES))
     colors = list(rng.permutation(list(v.COLORS)))
     rare_s, common_s = shapes[:4], shapes[4:]
     rare_c, common_c = colors[:3], colors[3:]
     floor, things = _Floor(size), []
     centers = [
-        tuple(rng.integers(size // 5, size - size // 5, 2)) for _ in range(2 if area > 0.5 else 1)
+        tuple(int(rng.integers(n // 5, n - n // 5)) for n in (wide, high))
+        for _ in range(2 if area > 0.5 else 1)
     ]
     spread = 30 + 20 * area
 
@@ -167,8 +177,8 @@ def make_scene(
         if box := _place(rng, floor, s, s, near, spread, within):
             things.append(Thing("shape", str(color), box, str(shape)))
 
-    for place in visible_places(size, origin).values():
-        if rng.random() < 0.5:  # one thing alone in a corner
+    for place in visible_places(size, origin, world).values():
+        if rng.random() < 0.5 and plan:  # one thing alone in a corner
             put(None, place)
             floor.take((int(place[0]), int(place[1]), int(place[2]), int(place[3])))
 
@@ -183,4 +193,4 @@ def make_scene(
             things.append(Thing("sign", str(sign_colors[i]), box, "", text, text_kind, font, cap))
     while plan:
         put(None if rng.random() < 0.4 else centers[int(rng.integers(len(centers)))])
-    return Scene(size, tuple(things), tuple(seed), origin)
+    return Scene(size, tuple(things), tuple(seed), origin, world)

@@ -51,22 +51,25 @@ def texture_bank() -> list[np.ndarray]:
     return [_texture(k) for k in range(COUNT)]
 
 
-def background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size, 3) float32 in 0..255: one or two textures in greys, split by a random line."""
+def background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """(height, width, 3) float32 in 0..255 of a size (width, height): one or two textures in
+    greys, split by a random line. Where a side is as long as a texture's, that is mirrored on."""
     bank = texture_bank()
+    wide, high = size
 
     def layer() -> np.ndarray:
         t = bank[int(rng.integers(COUNT))]
-        i, j = rng.integers(0, SIDE - size, 2)
+        i, j = (int(rng.integers(0, max(SIDE - n, SIDE // 4))) for n in (high, wide))
+        t = np.pad(t, [(0, max(0, k + n - SIDE)) for k, n in ((i, high), (j, wide))], "symmetric")
         base, contrast = rng.uniform(50, 200), rng.uniform(-60, 60)
         tint = rng.normal(0, 5, 3).astype(np.float32)
-        grey = base + contrast * (t[i : i + size, j : j + size] - 0.5) * 2
+        grey = base + contrast * (t[i : i + high, j : j + wide] - 0.5) * 2
         return np.clip(grey[..., None] + tint, 8, 245).astype(np.float32)
 
     out = layer()
     if rng.random() < 0.6:
-        y, x = np.mgrid[0:size, 0:size].astype(np.float32)
-        a, c = rng.random() * 6.283, rng.uniform(-0.25, 0.25) * size
-        side = (x - size / 2) * np.cos(a) + (y - size / 2) * np.sin(a) > c
+        y, x = np.mgrid[0:high, 0:wide].astype(np.float32)
+        a, c = rng.random() * 6.283, rng.uniform(-0.25, 0.25) * min(wide, high)
+        side = (x - wide / 2) * np.cos(a) + (y - high / 2) * np.sin(a) > c
         out = np.where(side[..., None], layer(), out)
     return out

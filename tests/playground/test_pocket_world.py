@@ -26,10 +26,10 @@ def test_a_seed_gives_one_scene_and_one_picture():
 def test_things_do_not_touch_and_lie_inside():
     for i in SEEDS:
         scene = make_scene(0, i)
-        mask = np.zeros((scene.size, scene.size), int)
+        mask = np.zeros(scene.size[::-1], int)
         for t in scene.things:
             x0, y0, x1, y1 = t.box
-            assert 0 < x0 < x1 < scene.size and 0 < y0 < y1 < scene.size
+            assert 0 < x0 < x1 < scene.size[0] and 0 < y0 < y1 < scene.size[1]
             mask[y0:y1, x0:x1] += 1
         assert mask.max() == 1
 
@@ -55,11 +55,11 @@ def _answer(scene: Scene, kind: str, text: str) -> str:
         (found,) = [t for t in scene.things if t.kind == "sign" and t.color == color]
         return found.text
     right, bottom = "right" in words, "bottom" in words
-    edge = scene.size / 4
+    wide, high = scene.size
 
     def inside(t: Thing) -> bool:
-        x = t.box[0] >= scene.size - edge if right else t.box[2] <= edge
-        y = t.box[1] >= scene.size - edge if bottom else t.box[3] <= edge
+        x = t.box[0] >= 0.75 * wide if right else t.box[2] <= wide / 4
+        y = t.box[1] >= 0.75 * high if bottom else t.box[3] <= high / 4
         return x and y
 
     (found,) = [t for t in scene.things if inside(t)]
@@ -96,13 +96,13 @@ def test_regions_hold_the_things_and_little_else():
         scene = make_scene(4, i)
         for q in questions(scene, i):
             assert q.region == tuple(sorted(set(q.region))) and q.region
-            assert q.region[0] >= 0 and q.region[-1] < scene.grid**2
+            assert q.region[0] >= 0 and q.region[-1] < scene.grid[0] * scene.grid[1]
             if q.type != "color":
                 continue
             (t,) = [t for t in scene.shapes() if q.text.rstrip("?").endswith(t.shape)]
             x0, y0, x1, y1 = t.box
             box = {
-                y * scene.grid + x
+                y * scene.grid[1] + x
                 for y in range(y0 // PATCH, (y1 - 1) // PATCH + 1)
                 for x in range(x0 // PATCH, (x1 - 1) // PATCH + 1)
             }
@@ -112,7 +112,7 @@ def test_regions_hold_the_things_and_little_else():
                 mask[y - y0, x - x0]
                 for y in range(y0, y1)
                 for x in range(x0, x1)
-                if (y // PATCH) * scene.grid + x // PATCH in q.region
+                if (y // PATCH) * scene.grid[1] + x // PATCH in q.region
             )
             assert kept > 0.8 * mask.sum()
 
@@ -125,7 +125,7 @@ def test_region_of_exist_does_not_tell_the_answer():
             if q.type == "exist":
                 (shape,) = [s for s in v.SHAPES if s in q.text]
                 patches = {
-                    p for t in scene.shapes() if t.shape == shape for p in thing_patches(t, 24)
+                    p for t in scene.shapes() if t.shape == shape for p in thing_patches(t, (24, 24))
                 }
                 assert set(q.region) == patches
 
@@ -140,7 +140,7 @@ def test_dense_labels_agree_with_the_pixels(color):
         picture = render(scene).astype(int)
         labels = dense_labels(scene)["color"]
         for p in np.flatnonzero(labels == code):
-            y, x = divmod(int(p), scene.grid)
+            y, x = divmod(int(p), scene.grid[1])
             patch = picture[y * PATCH : (y + 1) * PATCH, x * PATCH : (x + 1) * PATCH].reshape(-1, 3)
             distance = np.abs(patch - np.array(v.COLORS[color])).max(axis=1)
             assert distance.min() < 45, (i, p)
@@ -167,6 +167,6 @@ def test_dense_labels_and_cls_target_speak_of_the_same_things():
 def test_a_window_keeps_the_places_of_the_whole():
     corners = {"top left corner": (0, 0), "bottom right corner": (168, 168)}
     for name, origin in corners.items():
-        assert set(make_scene(8, 0, size=168, origin=origin).places()) == {name}
-    assert make_scene(8, 0, size=168, origin=(70, 70)).places() == {}
+        assert set(make_scene(8, 0, size=(168, 168), origin=origin).places()) == {name}
+    assert make_scene(8, 0, size=(168, 168), origin=(70, 70)).places() == {}
     assert set(make_scene(8, 0).places()) == set(v.PLACES)

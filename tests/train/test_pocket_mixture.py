@@ -116,7 +116,7 @@ def test_letters_look_back_at_the_right_option(tokenizer, teacher, form):
 
 def test_places_are_where_the_things_are_on_the_whole_picture(tokenizer, teacher):
     """Of a window, too; and patches have theirs where their positions tell it."""
-    scene = make_scene(7, 1, size=168, origin=(168, 0), few=True)
+    scene = make_scene(7, 1, size=(168, 168), origin=(168, 0), few=True)
     told = 0
     for q in pope.asked(scene, np.random.default_rng(0)):
         for row, x, y in teacher.of_form("pope", q, scene, True).places:

@@ -11,7 +11,7 @@ import numpy as np
 from .. import vocabulary as v
 from ..asking import SHORT, Asked, Picker, a_or_an, ask, confirm, one_of, short
 from ..facts import Fact, facts
-from ..pool import SampleSet, rng_of, scene_of
+from ..pool import SQUARE, Pool, SampleSet
 from ..scene import Scene
 
 # Skill -> structural, semantic and detailed type.
@@ -112,22 +112,22 @@ def program(f: Fact, kind: str) -> list[dict[str, Any]]:
     return steps
 
 
-def write(folder: Path, pictures: int = 46, each: int = 7) -> int:
+def write(folder: Path, pictures: int = 46, each: int = 7, pool: Pool = SQUARE) -> int:
     """LLaVA's question file, the official balanced questions, and the pictures."""
-    out, picker = SampleSet(folder), Picker()
+    out, picker = SampleSet(folder, pool), Picker()
     lines: list[dict[str, Any]] = []
     official: dict[str, Any] = {}
     for i in range(pictures):
-        rng, image = rng_of("gqa", i), f"n{161_000 + 7 * i}"
+        rng, image = pool.rng("gqa", i), f"n{161_000 + 7 * i}"
         out.picture(f"data/images/{image}.jpg", i)
-        found = _with_facts(scene_of(i), rng)
+        found = _with_facts(pool.scene(i), rng)
         fact_of = {id(q): f for f, q in found}
         for q in picker.take([q for _, q in found], each, rng):
             name = f"20{1_000_000 + len(lines)}"
             lines.append({"question_id": name, "image": f"{image}.jpg", "text": q.prompt,
                           "category": "default"})  # fmt: skip
             official[name] = _entry(fact_of[id(q)], q, image, name)
-            out.note(name, q)
+            out.note(name, q, picture=i)
     out.lines("llava_gqa_testdev_balanced.jsonl", lines)
     out.json("data/testdev_balanced_questions.json", official)
     return out.finish()

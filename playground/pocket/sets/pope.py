@@ -16,7 +16,7 @@ import numpy as np
 from .. import vocabulary as v
 from ..asking import SHORT, Asked, a_or_an
 from ..facts import name_of, patches
-from ..pool import POOL, SampleSet, rng_of, scene_of
+from ..pool import SQUARE, Pool, SampleSet
 from ..scene import Scene, Thing
 
 CATEGORIES = ("adversarial", "popular", "random")
@@ -38,13 +38,13 @@ def about(scene: Scene, name: str) -> tuple[list[Thing], list[Thing]]:
     return alike, [t for t in alike if name in (t.shape, name_of(t))]
 
 
-@lru_cache(maxsize=1)
-def company() -> tuple[Counter[str], dict[str, Counter[str]]]:
+@lru_cache(maxsize=2)
+def company(pool: Pool = SQUARE) -> tuple[Counter[str], dict[str, Counter[str]]]:
     """How many of the pool's pictures have an object; and, with an object, each other one."""
     often: Counter[str] = Counter()
     beside: dict[str, Counter[str]] = {name: Counter() for name in OBJECTS}
-    for i in range(POOL):
-        there = objects(scene_of(i))
+    for i in range(pool.count):
+        there = objects(pool.scene(i))
         often.update(there)
         for name in there:
             beside[name].update(other for other in there if other != name)
@@ -52,10 +52,11 @@ def company() -> tuple[Counter[str], dict[str, Counter[str]]]:
 
 
 def negatives(
-    category: str, there: list[str], asked_for: list[str], rng: np.random.Generator
-) -> list[str]:
+    category: str, there: list[str], asked_for: list[str], rng: np.random.Generator,
+    pool: Pool = SQUARE,
+) -> list[str]:  # fmt: skip
     """Three objects that are not there."""
-    often, beside = company()
+    often, beside = company(pool)
     absent = [name for name in OBJECTS if name not in there]
     if category == "random":
         return [absent[int(i)] for i in rng.permutation(len(absent))[:EACH]]
@@ -97,27 +98,27 @@ def asked(scene: Scene, rng: np.random.Generator) -> list[Asked]:
     return [question(scene, name) for name in dict.fromkeys(names)]
 
 
-def write(folder: Path, pictures: int = 30) -> int:
+def write(folder: Path, pictures: int = 30, pool: Pool = SQUARE) -> int:
     """LLaVA's question file, POPE's three label files, and the pictures.
 
     Categories alternate picture by picture, so that the first questions are of all three; labels
     belong to the questions of their category by position, as always."""
-    out = SampleSet(folder)
+    out = SampleSet(folder, pool)
     lines: list[dict[str, Any]] = []
     labels: dict[str, list[dict[str, Any]]] = {category: [] for category in CATEGORIES}
     for i in range(pictures):
-        scene, image = scene_of(i), f"COCO_val2014_{310_196 + 11 * i:012d}.jpg"
+        scene, image = pool.scene(i), f"COCO_val2014_{310_196 + 11 * i:012d}.jpg"
         out.picture(f"val2014/{image}", i)
-        there, yes = objects(scene), positives(scene, rng_of("pope", i))
+        there, yes = objects(scene), positives(scene, pool.rng("pope", i))
         for category, rows in labels.items():
-            no = negatives(category, there, yes, rng_of(f"pope {category}", i))
+            no = negatives(category, there, yes, pool.rng(f"pope {category}", i), pool)
             for name in (name for pair in zip(yes, no, strict=True) for name in pair):
                 q = question(scene, name)
                 rows.append({"question_id": len(rows) + 1, "image": image, "text": q.text,
                              "label": q.answer})  # fmt: skip
                 lines.append({"question_id": len(lines), "image": image, "text": q.prompt,
                               "category": category})  # fmt: skip
-                out.note(len(lines) - 1, q)
+                out.note(len(lines) - 1, q, picture=i)
     for category, rows in labels.items():
         out.lines(f"coco/coco_pope_{category}.json", rows)
     out.lines("llava_pope_test.jsonl", lines)

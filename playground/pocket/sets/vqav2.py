@@ -11,7 +11,7 @@ import numpy as np
 from ..asking import SHORT, Asked, Picker, ask, confirm, short
 from ..facts import facts
 from ..formats import ten_answers
-from ..pool import SampleSet, rng_of, scene_of
+from ..pool import SQUARE, Pool, SampleSet
 from ..scene import Scene
 
 OPEN = (
@@ -61,18 +61,18 @@ def pick(scene: Scene, rng: np.random.Generator, picker: Picker) -> list[Asked]:
     ]
 
 
-def write(folder: Path, pictures: int = 52, test: int = 6) -> int:
+def write(folder: Path, pictures: int = 52, test: int = 6, pool: Pool = SQUARE) -> int:
     """The val files, and test-dev's: LLaVA's lists of it and of all test questions."""
-    out, picker = SampleSet(folder), Picker()
+    out, picker = SampleSet(folder, pool), Picker()
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     lines: list[dict[str, Any]] = []
     for i in range(pictures + test):
-        rng, image = rng_of("vqav2", i), 262_001 + 17 * i
+        rng, image = pool.rng("vqav2", i), 262_001 + 17 * i
         part = "val2014" if i < pictures else "test2015"
         name = f"COCO_{part}_{image:012d}.jpg"
         out.picture(f"{part}/{name}", i)
-        for k, q in enumerate(pick(scene_of(i), rng, picker)):
+        for k, q in enumerate(pick(pool.scene(i), rng, picker)):
             number = 1000 * image + k
             if part == "test2015":
                 lines.append({"question_id": number, "image": name, "text": q.prompt,
@@ -80,7 +80,7 @@ def write(folder: Path, pictures: int = 52, test: int = 6) -> int:
             else:
                 questions.append({"image_id": image, "question": q.text, "question_id": number})
                 annotations.append(_annotation(q, image, number, rng))
-            out.note(number, q)
+            out.note(number, q, picture=i)
     kind = {"data_type": "mscoco", "data_subtype": "val2014"}
     task = {"task_type": "Open-Ended"}
     out.json(
