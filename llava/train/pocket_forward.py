@@ -26,6 +26,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return torch.softmax(scores, dim=-1, dtype=scores.dtype) @ v
 
 
+BLOCKS = 4  # of rows, in which a long causal part is attended: later columns are left out
+LONG = 768
+
+
+def attend_causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """``attend`` under a causal ``mask`` (n, n)."""
+    n = q.shape[2]
+    if n < LONG or q.is_cuda:
+        return attend(q, k, v, mask)
+    step = -(-n // BLOCKS)
+    parts = [(a, min(a + step, n)) for a in range(0, n, step)]
+    return torch.cat(
+        [attend(q[:, :, a:e], k[:, :, :e], v[:, :, :e], mask[a:e, :e]) for a, e in parts], dim=2
+    )
+
+
 def vision_features(tower: Any, pixels: Tensor, grid_ids: Tensor) -> Tensor:
     """(b, 1 + patches, width): hidden_states[-2] of a CLIP tower.
 
@@ -109,7 +125,7 @@ def decoder_states(
                 probe.look(q, k, text, shared)
         z = torch.cat(
             [
-                attend(q[:, :, :shared], k[:, :, :shared], v[:, :, :shared], first),
+                attend_causal(q[:, :, :shared], k[:, :, :shared], v[:, :, :shared], first),
                 attend(q[:, :, shared:], k, v, text),
             ],
             dim=2,
