@@ -153,7 +153,7 @@ def make_clip(*seed: int, size: int = SIDE, frames: int = FRAMES) -> Clip:
     holds fewer things.
     """
     rng = np.random.default_rng([*seed, 7101])
-    large = size > 168
+    large = size >= 168
     shapes = [str(s) for s in rng.permutation(v.SHAPES)]
     colors = [str(c) for c in rng.permutation(list(v.COLORS))]
     common, rare = colors[:5], colors[5:]
