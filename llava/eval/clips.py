@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from llava.eval.errors import EvalError
+from llava.eval.pictures import GREY
 from llava.eval.samples import SHOWN, Sample, check_image_name
 
 FRAMES = 8
@@ -137,7 +138,5 @@ class ClipFolder:
 
     def frames(self, name: str, blank: bool = False) -> list[Image.Image]:
         """The clip's frames in RGB; with ``blank`` uniform grey ones of their size."""
-        from llava.eval.preparing import GREY
-
         found = read_clip(self.find(name))
         return [Image.new("RGB", f.size, GREY) for f in found] if blank else found

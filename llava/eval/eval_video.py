@@ -51,7 +51,9 @@ def _entries(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     for i, entry in enumerate(content, start=1):
         lacking = [n for n in names if not isinstance(entry, dict) or n not in entry]
         if lacking:
-            raise EvalError(f"{path}, entry {i}: no {' and no '.join(lacking)}; use the file as it is")
+            raise EvalError(
+                f"{path}, entry {i}: no {' and no '.join(lacking)}; use the file as it is"
+            )
     return content
 
 
@@ -111,7 +113,8 @@ def score_rows(
     require_known([str(row["question_id"]) for row in rows], known, "question", path)
     asked = [known[str(row["question_id"])] for row in rows]
     right = [
-        float(not failed(r) and exact(r["text"], q.answer)) for r, q in zip(rows, asked, strict=True)
+        float(not failed(r) and exact(r["text"], q.answer))
+        for r, q in zip(rows, asked, strict=True)
     ]
     held = [
         float(not failed(r) and contains(r["text"], q.answer))

@@ -3,10 +3,10 @@
     python -m llava.eval.eval_video_gpt --result results.json
 
 ``--result`` is the judge script's combined file, ``{id: [{"pred": "yes", "score": 4}, {"q", "a",
-"pred"}]}``, or its folder of one file a question.  As in Video-LLaVA's script: accuracy is the share
-of "yes" among verdicts of yes or no, the average score is over all questions, cut to whole numbers,
-and a verdict that cannot be read counts 0 there.  Which model judged, and when, decides such
-numbers: they compare only within one judge.
+"pred"}]}``, or its folder of one file a question.  As in Video-LLaVA's script: accuracy is the
+share of "yes" among verdicts of yes or no; the average score is over all questions, each cut to a
+whole number, and a verdict that cannot be read counts 0 there.  Which model judged, and when,
+decides such numbers: they compare only within one judge.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXPECTED = 'a judge\'s result, {id: [{"pred": "yes", "score": 4}, {...}]}'
 
 @dataclass(frozen=True)
 class Verdicts:
-    """accuracy: percent; score: 0 to 5; unread: verdicts that say neither yes nor no, or no score."""
+    """accuracy: percent; score: 0 to 5; unread: verdicts without yes or no, or without a score."""
 
     accuracy: float | None
     score: float

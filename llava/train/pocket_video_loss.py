@@ -72,4 +72,3 @@ class PocketVideo(nn.Module):
             out["right/" + name] = right[some].sum()
         out["loss"] = loss
         return out
-

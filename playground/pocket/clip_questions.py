@@ -98,7 +98,7 @@ def _exist(
     ask: _Asker, rng: np.random.Generator, by_shape: dict[str, list[Actor]],
     by_color: dict[str, list[Actor]],
 ) -> None:  # fmt: skip
-    """Whether a thing is there at any time; a no has its shape and its colour in the clip, apart."""
+    """Whether a thing is there at any time; a no has shape and colour in the clip, apart."""
     present = sorted({(a.thing.color, a.thing.shape) for a in ask.clip.shapes()})
     absent = [
         (c, s) for c in v.COLORS for s in v.SHAPES

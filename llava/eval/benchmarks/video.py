@@ -13,10 +13,11 @@ from typing import Any
 from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores, require_files
 from llava.eval.clips import ClipFolder
 from llava.eval.convert_video_for_gpt import convert
+from llava.eval.errors import EvalError
 from llava.eval.eval_video import ClipQuestion, load_questions, samples_of, score_rows
 from llava.eval.files import write_atomically
 from llava.eval.labels import by_type, question_ids
-from llava.eval.oracle import read_regions
+from llava.eval.oracle import Regions, read_regions
 from llava.eval.samples import Sample
 
 HINT = (
@@ -34,6 +35,8 @@ class ClipBenchmark(Benchmark):
     """
 
     metric = "exact match, no GPT"
+    default_model = "checkpoints/pocket-video-llava"
+    bundled_batch = 8
     beside = ("contained",)
     lacks: Mapping[str, str] = {}
     folders: tuple[str, ...] = ("videos",)
@@ -57,6 +60,9 @@ class ClipBenchmark(Benchmark):
 
     def check(self, samples: Sequence[Sample], files: BenchmarkFiles) -> None:
         question_ids(samples, files.questions)
+
+    def regions(self, samples: Sequence[Sample], files: BenchmarkFiles) -> Regions:
+        raise EvalError("the method 'oracle' keeps patches of single pictures; these are clips")
 
     def _questions(self, files: BenchmarkFiles) -> list[ClipQuestion]:
         return load_questions(files.questions, files.answers)

@@ -60,14 +60,12 @@ def pick(name: str, clip: Clip, rng: np.random.Generator, picker: Picker, n: int
 
 
 def gif(frames: np.ndarray) -> bytes:
-    """An animated GIF (n, h, w, 3) with one palette for all frames and without dithering: the ground
-    then stays the same from frame to frame, and each frame stores what changed. Pillow leaves out
+    """An animated GIF (n, h, w, 3) with one palette for all frames and without dithering: the
+    ground then stays the same, and each frame stores what changed. Pillow leaves out
     frames in which nothing changed, and shows the one before for longer."""
     whole = Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
     palette = whole.quantize(255, dither=Image.Dither.NONE)
-    pages = [
-        Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames
-    ]
+    pages = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     stream = io.BytesIO()
     pages[0].save(
         stream, "GIF", save_all=True, append_images=pages[1:], duration=STATE, loop=0, disposal=1
@@ -87,7 +85,9 @@ def _clip_files(out: SampleSet, name: str, video: str, clip: Clip) -> None:
 
 def _video_name(name: str, i: int) -> str:
     """As the real sets name theirs."""
-    return {"tgif": f"tumblr_pocket{i:03d}", "msvd": f"pocket{i:03d}_0_8"}.get(name, f"video{7010 + i}")
+    return {"tgif": f"tumblr_pocket{i:03d}", "msvd": f"pocket{i:03d}_0_8"}.get(
+        name, f"video{7010 + i}"
+    )
 
 
 def write(name: str, folder: Path, clips: int | None = None) -> int:
