@@ -118,7 +118,7 @@ def _model_error(choice: ModelChoice, error: Exception) -> str:
 
 
 def default_aspect_ratio(config: Any) -> str:
-    """How the checkpoint's pictures are prepared: as the config says, else as its kind was tuned."""
+    """How the checkpoint's pictures are prepared: as the config says, else as its kind was."""
     kind = ASPECT_RATIOS.get(getattr(config, "model_type", ""), "pad")
     return str(getattr(config, "image_aspect_ratio", None) or kind)
 

@@ -29,9 +29,9 @@ START = Path("checkpoints/pocket-llava")
 CURRICULA: dict[str, tuple[VideoPhase, ...]] = {
     "pocket": (
         VideoPhase("clips-8-4", 8, 4, 84, 4, 1, 256),
-        VideoPhase("clips-8-8", 8, 8, 180, 4, 2, 288, lr=0.8),
-        VideoPhase("clips-12-8", 12, 8, 90, 4, 4, 384, lr=0.7, dense=0.15),
-        VideoPhase("clips-16-8", 16, 8, 40, 4, 4, 448, lr=0.5, decay=True, dense=0.0),
+        VideoPhase("clips-8-8", 8, 8, 270, 4, 2, 288, lr=0.8, dense=0.0),
+        VideoPhase("clips-12-8", 12, 8, 40, 4, 4, 384, lr=0.7, dense=0.0),
+        VideoPhase("clips-16-8", 16, 8, 60, 4, 4, 448, lr=0.6, decay=True, dense=0.0),
     ),
     "tiny": (
         VideoPhase("clips-8-4", 8, 4, 4, 2, 1, 128),

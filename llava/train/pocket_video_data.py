@@ -181,7 +181,7 @@ class ClipData(Dataset[dict[str, torch.Tensor]]):
             key = (TRAIN_SEED + self.seed, 8000 + self.index, step, j)
             rng = np.random.default_rng([*key, 7104])
             x, y = (int(k) for k in rng.integers(0, WINDOW - ph.grid + 1, 2))
-            clip = make_clip(*key, size=14 * ph.grid, frames=ph.frames)
+            clip = make_clip(*key, size=14 * ph.grid, frames=ph.frames, changes=0.8)
             cells = np.arange(WINDOW**2).reshape(WINDOW, WINDOW)
             cells = cells[y : y + ph.grid, x : x + ph.grid].reshape(-1)
             item = {"pixels": render_clip(clip), "grid_ids": cells}

@@ -14,6 +14,7 @@ from .pocket_forward import Probe, decoder_states, vision_features
 from .pocket_loss import WATCHED, look_loss
 from .pocket_video_data import CLIP_PROBES, VideoPhase
 
+WHEN_LAYER = 2  # behind it, visual tokens are asked when they are
 SHARES = {"word": 0.3, "number": 0.5, "text_start": 0.5, "text_end": 0.5}
 
 
@@ -27,6 +28,8 @@ class PocketVideo(nn.Module):
         self.llava = llava
         for tower in (llava.model.image_tower, llava.model.video_tower):
             tower.requires_grad_(False)
+        ids = [tokenizer(w, add_special_tokens=False).input_ids[0] for w in (" end", " start")]
+        self.when = torch.tensor(ids)
         # Of each question's answer the whole counts about one; spaces and ends (-1) little.
         self.weights = torch.tensor([SHARES.get(t, 1.0) for t in CLIP_TYPES] + [0.05])
 
@@ -41,6 +44,17 @@ class PocketVideo(nn.Module):
         image = self.llava.model.multi_modal_projector(h)
         return image.reshape(b, -1, image.shape[-1])
 
+    def when_loss(self, states: Tensor, frames: int) -> Tensor:
+        """States (b, visual, width), read as words, say how late their frame is: " end" against
+        " start"."""
+        n = states.shape[1] // frames
+        late = torch.linspace(0, 1, frames, device=states.device).repeat_interleave(n)
+        words = self.llava.lm_head.weight[self.when.to(states.device)]
+        said = (self.llava.model.language_model.norm(states) @ words.to(states.dtype).T).float()
+        return F.binary_cross_entropy_with_logits(
+            said[..., 0] - said[..., 1], late.expand(states.shape[:2])
+        )
+
     def forward(self, batch: dict[str, Tensor], phase: VideoPhase) -> dict[str, Tensor]:
         image = self.features(batch["pixels"], batch["grid_ids"])
         b, n = image.shape[:2]
@@ -52,7 +66,9 @@ class PocketVideo(nn.Module):
         head = torch.arange(p, device=x.device).expand(b, -1)
         pos = torch.cat([head, p + places[:, :-1], p + places[:, -1:] + batch["pos"]], dim=1)
         probes = {k: Probe(batch[k + "/rows"], *WATCHED[k]) for k in CLIP_PROBES if phase.look}
-        states = decoder_states(lm, x, pos, batch["seg"], p + n, probes=tuple(probes.values()))
+        taps = {WHEN_LAYER: x[:0]} if phase.look else {}
+        watch = tuple(probes.values())
+        states = decoder_states(lm, x, pos, batch["seg"], p + n, probes=watch, taps=taps)
         target = batch["labels"][:, 1:]
         where = target != IGNORE
         logits = self.llava.lm_head(states[:, :-1][where]).float()
@@ -62,6 +78,10 @@ class PocketVideo(nn.Module):
         each = F.cross_entropy(logits, target[where], reduction="none")
         text = (each * weight).sum() / weight.sum().clamp(min=1e-6)
         out, loss = {"text": text.detach()}, text
+        if taps:
+            when = self.when_loss(taps[WHEN_LAYER][:, p : p + n], batch["pixels"].shape[1])
+            out["when"] = when.detach()
+            loss = loss + phase.look * 3 * when
         for name, probe in probes.items():
             look = look_loss(probe, batch[name + "/want"])
             out["look_" + name] = look.detach()

@@ -125,14 +125,16 @@ def _behave(
     return made
 
 
-def _sign(rng: np.random.Generator, floor: _Floor, color: str, frames: int) -> Actor | None:
-    """A sign; half of all change their text once."""
+def _sign(
+    rng: np.random.Generator, floor: _Floor, color: str, frames: int, changes: float
+) -> Actor | None:
+    """A sign; a share ``changes`` of all changes its text once."""
     kind, text = _sign_text(rng, ("letter", "number", "word"))
     font = int(rng.integers(len(v.FONTS)))
     cap = int(rng.integers(23, 28) if kind == "word" else rng.integers(26, 33))
     w, h = sign_size(text, font, cap)
     later, change = "", 0
-    if rng.random() < 0.5:
+    if rng.random() < changes:
         while later in ("", text):
             later = _sign_text(rng, (kind,))[1]
         w2, h2 = sign_size(later, font, cap)
@@ -145,12 +147,14 @@ def _sign(rng: np.random.Generator, floor: _Floor, color: str, frames: int) -> A
     return Actor(thing, "changes" if later else "still", later=later, change=change)
 
 
-def make_clip(*seed: int, size: int = SIDE, frames: int = FRAMES) -> Clip:
+def make_clip(
+    *seed: int, size: int = SIDE, frames: int = FRAMES, changes: float = 0.5
+) -> Clip:
     """The clip of a seed.
 
     Three shapes occur once (so "the star" is one thing all the time), two colours likewise; one
     shape comes one to five times, often one after the other, so that it counts up. A smaller canvas
-    holds fewer things.
+    holds fewer things. ``changes`` is the share of signs that change their text.
     """
     rng = np.random.default_rng([*seed, 7101])
     large = size >= 168
@@ -160,7 +164,7 @@ def make_clip(*seed: int, size: int = SIDE, frames: int = FRAMES) -> Clip:
     floor = _Floor(size)
     actors: list[Actor | None] = []
     for i in range(int(rng.integers(1, 3)) if large else int(rng.random() < 0.8)):
-        actors.append(_sign(rng, floor, common[i], frames))
+        actors.append(_sign(rng, floor, common[i], frames, changes))
     things = [(s, common[int(rng.integers(5))]) for s in shapes[: 3 if large else 2]]
     for i in range(2 if large else 1):
         things.append((shapes[4 + int(rng.integers(4))], rare[i]))
