@@ -91,14 +91,20 @@ def samples_of(questions: Sequence[ClipQuestion]) -> list[Sample]:
     return [Sample(q.question_id, q.text, q.video, line=q.line) for q in questions]
 
 
+def words_of(text: str) -> str:
+    """Normalised, without a period at the end; what is an article alone (a sign's "A") stays."""
+    text = text.strip().rstrip(". ")
+    return normalise(text) or text.lower()
+
+
 def exact(prediction: str, answer: str) -> bool:
-    """Whether both are one after normalisation; a period at the end does not matter."""
-    return normalise(prediction.rstrip(". ")) == normalise(answer.rstrip(". "))
+    """Whether both are one after normalisation."""
+    return words_of(prediction) == words_of(answer)
 
 
 def contains(prediction: str, answer: str) -> bool:
     """Whether the normalised answer stands in the prediction as whole words."""
-    words, wanted = normalise(prediction).split(), normalise(answer).split()
+    words, wanted = words_of(prediction).split(), words_of(answer).split()
     n = len(wanted)
     return n > 0 and any(words[i : i + n] == wanted for i in range(len(words) - n + 1))
 

@@ -45,6 +45,9 @@ def row(name, text, **more):
         ("It is red.", "red", False),
         ("reddish", "red", False),
         ("", "red", False),
+        ("A", "a", True),
+        ("???", "a", False),
+        ("", "a", False),
     ],
 )
 def test_exact_match_after_normalisation(prediction, answer, same):
