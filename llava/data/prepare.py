@@ -17,7 +17,7 @@ from pathlib import Path
 from llava.data import placing
 from llava.data.fetch import FetchError, new_client
 from llava.data.layout import check, the_split
-from llava.data.registry import SOURCES, get_source
+from llava.data.registry import BY_HAND, SOURCES, get_source
 from llava.data.sources import EVAL_ZIP, EVAL_ZIP_PAGE, Resource, Source
 from llava.data.store import Store
 from llava.eval.errors import EvalError, describe_os_error, run_main
@@ -166,6 +166,7 @@ def listing(mirror: str | None = None) -> str:
             split = f" [{', '.join(resource.splits)}]" if resource.splits else ""
             kind = "sha256" if resource.sha256 else "md5" if resource.md5 else "no published sum"
             lines.append(f"  {rough}{size:<9} {resource.address(mirror)}{split} ({kind})")
+    lines += [f"{name}: {text}" for name, text in BY_HAND.items()]
     return "\n".join(lines)
 
 

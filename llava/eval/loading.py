@@ -15,7 +15,7 @@ from llava.eval.answering import LoadedModel
 from llava.eval.errors import EvalError
 from llava.mm_utils import get_model_name_from_path
 from llava.model.base import find_parts
-from llava.model.builder import load_pretrained_model
+from llava.model.builder import ASPECT_RATIOS, load_pretrained_model
 from llava.model.fetch import local_folder
 from llava.model.layout import layout_of, read_json, text_config, to_stock_config, vision_config
 from llava.model.tensor_parallel import Engine, load_tensor_parallel
@@ -118,10 +118,9 @@ def _model_error(choice: ModelChoice, error: Exception) -> str:
 
 
 def default_aspect_ratio(config: Any) -> str:
-    """How the checkpoint's pictures are prepared: as its config says, else in tiles (LLaVA-NeXT,
-    whose stock configuration is silent) or padded (LLaVA-1.5)."""
-    usual = "anyres" if getattr(config, "model_type", "") == "llava_next" else "pad"
-    return str(getattr(config, "image_aspect_ratio", None) or usual)
+    """How the checkpoint's pictures are prepared: as the config says, else as its kind was."""
+    kind = ASPECT_RATIOS.get(getattr(config, "model_type", ""), "pad")
+    return str(getattr(config, "image_aspect_ratio", None) or kind)
 
 
 def model_fingerprint_path(choice: ModelChoice) -> Path | None:

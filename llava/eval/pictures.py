@@ -8,6 +8,8 @@ from typing import BinaryIO, Protocol
 
 from llava.eval.samples import Sample, check_images
 
+GREY = (127, 127, 127)  # what a blanked-out picture shows
+
 
 class Pictures(Protocol):
     """Pictures by the name that samples give them; copied to worker processes."""

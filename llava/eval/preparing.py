@@ -24,13 +24,13 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import conv_templates
+from llava.eval.clips import ClipFolder
 from llava.eval.errors import EvalError
-from llava.eval.pictures import Folder, Pictures
+from llava.eval.pictures import GREY, Folder, Pictures
 from llava.eval.samples import Sample
 from llava.mm_utils import process_images, tokenizer_image_token
 from visiondrop.adapters import geometry_of
 
-GREY = (127, 127, 127)  # what a blanked-out picture shows
 HELD = 512 * 2**20  # bytes of prepared pictures; one of 336 px has 1.3 MiB
 HELD_BY_WORKER = 64 * 2**20  # a worker process ends with its run
 
@@ -42,7 +42,8 @@ class Prepared:
     Attributes:
         index: the sample's place in the run.
         input_ids: (T,) prompt ids with IMAGE_TOKEN_INDEX where the picture goes.
-        image: (3, H, W), or (tiles, 3, H, W) for any-resolution pictures; None without a picture.
+        image: (3, H, W), (tiles, 3, H, W) for any-resolution pictures, (frames, 3, H, W) for a
+            clip; None without a picture.
         image_size: (width, height) of the picture as it was.
         error: why the sample cannot be answered; None if it can.
     """
@@ -152,17 +153,26 @@ class QuestionDataset(Dataset[Prepared]):
             prepared.image, prepared.image_size = self._held[sample.image]
             return prepared
         try:
-            picture = load_picture(self.pictures.find(sample.image), self.blank_picture)
-            image = process_images([picture], self.image_processor, self.model_config)[0]
+            image, size = self._prepare(sample.image)
         except Exception as error:
             # A broken file makes Pillow raise nearly anything; the sample fails, the run goes on.
             prepared.error = (
                 f"cannot read picture {sample.image}: {str(error) or type(error).__name__}"
             )
             return prepared
-        prepared.image, prepared.image_size = image, picture.size
-        self._hold(sample.image, image, picture.size)
+        prepared.image, prepared.image_size = image, size
+        self._hold(sample.image, image, size)
         return prepared
+
+    def _prepare(self, name: str) -> tuple[torch.Tensor, tuple[int, int]]:
+        """The picture's (or clip's) tensor, and (width, height) as it was."""
+        if isinstance(self.pictures, ClipFolder):
+            frames = self.pictures.frames(name, self.blank_picture)
+            pixels = process_images(frames, self.image_processor, self.model_config)
+            return torch.stack(list(pixels)), frames[0].size
+        picture = load_picture(self.pictures.find(name), self.blank_picture)
+        pixels = process_images([picture], self.image_processor, self.model_config)
+        return pixels[0], picture.size
 
     def _hold(self, name: str, image: torch.Tensor, size: tuple[int, int]) -> None:
         """Keep a prepared picture, and let go of those asked for longest ago."""

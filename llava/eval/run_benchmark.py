@@ -54,7 +54,7 @@ from llava.eval.wandb_log import check_wandb
 POCKET = "checkpoints/pocket-llava"
 POCKET_CLIP = "checkpoints/pocket-clip"  # its text half reads the question for CDPruner and TRIM
 METHODS = "full,visiondrop,random,uniform"
-BUNDLED_BATCH = 24  # whole pictures, of six questions each
+BUNDLED_BATCH = Benchmark.bundled_batch
 
 
 def parser() -> argparse.ArgumentParser:
@@ -123,7 +123,7 @@ def set_defaults(args: argparse.Namespace, benchmark: Benchmark) -> int | None:
     if args.max_new_tokens is None:
         args.max_new_tokens = benchmark.max_new_tokens
     if args.batch_size is None:
-        args.batch_size = BUNDLED_BATCH if bundled else 1
+        args.batch_size = benchmark.bundled_batch if bundled else 1
     if args.limit is not None:
         return parse_limit(args.limit)
     return benchmark.bundled_limit if bundled else None
@@ -166,6 +166,8 @@ def prepare(
     """Check everything that can be checked before any compute."""
     group = group or Group()
     benchmark = get_benchmark(args.benchmark, args.split)
+    if args.model_path == POCKET:
+        args.model_path = benchmark.default_model
     files = benchmark.files(args.data or benchmark.default_data)
     everything = benchmark.read(files)
     limit = set_defaults(args, benchmark)

@@ -31,6 +31,14 @@ from llava.model.llava_model import (
 )
 from llava.model.pictures import load_image_processor
 from llava.model.tokenizer import load_stock_tokenizer, load_tokenizer
+from llava.model.video_model import VideoLlavaForConditionalGeneration
+
+KINDS: tuple[Any, ...] = (
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    VideoLlavaForConditionalGeneration,
+)
+ASPECT_RATIOS = {"llava_next": "anyres", "video_llava": "square"}  # of the others "pad"
 
 
 def load_pretrained_model(
@@ -91,7 +99,14 @@ def load_pretrained_model(
         tokenizer, model, picture_folder = _load_original(folder, model_base, config, options)
     image_processor = load_image_processor(picture_folder, model.config)
     _with_aspect_ratio(model.config)
-    return tokenizer, model, image_processor, int(config.get("max_sequence_length") or 2048)
+    return tokenizer, model, image_processor, _context_length(config, model)
+
+
+def _context_length(config: dict[str, Any], model: Any) -> int:
+    """LLaVA's 2048 unless the checkpoint says otherwise; a clip alone has more tokens."""
+    if model.config.model_type == "video_llava":
+        return int(model.config.get_text_config().max_position_embeddings)
+    return int(config.get("max_sequence_length") or 2048)
 
 
 def load_config(model_path: str, model_base: str | None = None) -> Any:
@@ -118,7 +133,7 @@ def _stock_config(parts: base.Parts) -> Any:
 def _with_aspect_ratio(config: Any) -> Any:
     """Hugging Face's layout does not say how pictures are prepared: as the models were tuned."""
     if getattr(config, "image_aspect_ratio", None) is None:
-        config.image_aspect_ratio = "anyres" if config.model_type == "llava_next" else "pad"
+        config.image_aspect_ratio = ASPECT_RATIOS.get(config.model_type, "pad")
     return config
 
 
@@ -162,8 +177,7 @@ def _placement(dtype: torch.dtype | None, device: Any, device_map: Any) -> tuple
 
 def _load_stock(folder: Path, config: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any]:
     weight_files(folder)
-    plain = "LlavaForConditionalGeneration" in config["architectures"]
-    kind: Any = LlavaForConditionalGeneration if plain else LlavaNextForConditionalGeneration
+    kind = next(k for k in KINDS if k.__name__ in config["architectures"])
     tokenizer = load_stock_tokenizer(folder)
     model, info = kind.from_pretrained(folder, **options)
     problems = {

@@ -12,7 +12,11 @@ ORIGINAL_ARCHITECTURES: dict[str, type] = {
     "LlavaLlamaForCausalLM": LlamaConfig,
     "LlavaMistralForCausalLM": MistralConfig,
 }
-STOCK_ARCHITECTURES = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration")
+STOCK_ARCHITECTURES = (
+    "LlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
+    "VideoLlavaForConditionalGeneration",
+)
 
 # Read by LLaVA's scripts from `model.config`; they mean nothing to transformers.
 KEPT_ATTRIBUTES = (

@@ -75,7 +75,7 @@ def _expand_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 class LlavaCalls(GenerationMixin):
-    """LLaVA's way of calling, for a stock class whose placeholder id is `config.image_token_id`."""
+    """LLaVA's way of calling, for a stock class whose placeholder id is `placeholder_id`."""
 
     # What the stock class, of which this is a part, has.
     config: Any
@@ -91,6 +91,17 @@ class LlavaCalls(GenerationMixin):
         """No: saved and published weights take the stock class's renamings."""
         return False
 
+    @property
+    def placeholder_id(self) -> int:
+        """The id that stands for one visual token."""
+        return int(self.config.image_token_id)
+
+    @property
+    def tower(self) -> nn.Module:
+        """What encodes the pictures."""
+        tower: nn.Module = self.model.vision_tower
+        return tower
+
     def guard_embeddings(self) -> None:
         """Lets the embedding look up a placeholder id that lies past its table.
 
@@ -103,7 +114,7 @@ class LlavaCalls(GenerationMixin):
         if handle is not None:
             handle.remove()
             table._placeholder_guard = None
-        if self.config.image_token_id >= table.weight.shape[0]:
+        if self.placeholder_id >= table.weight.shape[0]:
             table._placeholder_guard = table.register_forward_pre_hook(_clamp_ids)
 
     def picture_inputs(
@@ -137,9 +148,7 @@ class LlavaCalls(GenerationMixin):
                 "order over the batch"
             )
         counts, inputs = self.picture_inputs(pictures, image_sizes) if pictures else ([], {})
-        expanded = expand_prompt(
-            rows, counts, self.config.image_token_id, self._pad_id(), label_rows
-        )
+        expanded = expand_prompt(rows, counts, self.placeholder_id, self._pad_id(), label_rows)
         return expanded, inputs
 
     def leave_prompt_out(self, kwargs: dict[str, Any], length: int) -> None:
@@ -150,14 +159,13 @@ class LlavaCalls(GenerationMixin):
 
     def _pad_id(self) -> int:
         pad = self.generation_config.pad_token_id
-        if pad is None or pad == self.config.image_token_id or pad < 0:
+        if pad is None or pad == self.placeholder_id or pad < 0:
             return 0
         return int(pad)
 
     def _tower_like(self, pictures: Tensor) -> Tensor:
         """On the vision tower's device and in its floating type (also where it is quantised)."""
-        tower = self.model.vision_tower
-        weight = next(p for p in tower.parameters() if p.is_floating_point())
+        weight = next(p for p in self.tower.parameters() if p.is_floating_point())
         device = weight.device if weight.device.type != "meta" else pictures.device
         return pictures.to(device=device, dtype=weight.dtype)
 
@@ -189,7 +197,7 @@ class LlavaCalls(GenerationMixin):
         stock: Any = super().generate
         if inputs is None and images is not None:
             inputs = kwargs.pop("input_ids", None)
-        foreign = {"pixel_values", "inputs_embeds"} & {
+        foreign = {"pixel_values", "pixel_values_videos", "inputs_embeds"} & {
             k for k, v in kwargs.items() if v is not None
         }
         if inputs is None or foreign:

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 OUT=${OUT:-playground/data/eval}
-SETS=${SETS:-textvqa vqav2 vizwiz gqa pope mme mmbench mmbench_cn sqa seed mmvet}
+SETS=${SETS:-textvqa vqav2 vizwiz gqa pope mme mmbench mmbench_cn sqa seed mmvet tgif msvd msrvtt}
 for name in $SETS; do
   if [ -n "${CHECK:-}" ]; then
     "$PYTHON" -m playground.generate "$name" --out "$OUT/$name" --check

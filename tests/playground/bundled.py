@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from playground import generate
-from playground.pocket.sets import SETS
+from playground.pocket.sets import FORMS, SETS
 
 ROOT = Path(generate.__file__).parent / "data" / "eval"
-NAMES = tuple(SETS)
+NAMES = tuple(FORMS)
+CLIP_NAMES = tuple(name for name in SETS if name not in FORMS)
 
 
 def load(name: str, file: str) -> Any:

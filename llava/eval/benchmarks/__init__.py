@@ -11,6 +11,7 @@ from llava.eval.benchmarks.pope import POPE
 from llava.eval.benchmarks.seed import SEEDBench
 from llava.eval.benchmarks.sqa import ScienceQA
 from llava.eval.benchmarks.textvqa import TextVQA
+from llava.eval.benchmarks.video import MSRVTT, MSVD, TGIF
 from llava.eval.benchmarks.vizwiz import VizWiz
 from llava.eval.benchmarks.vqav2 import VQAv2
 from llava.eval.errors import EvalError
@@ -27,6 +28,9 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "mme": MME,
     "sqa": ScienceQA,
     "seed": SEEDBench,
+    "tgif": TGIF,
+    "msvd": MSVD,
+    "msrvtt": MSRVTT,
 }
 
 

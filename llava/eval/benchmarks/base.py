@@ -73,7 +73,8 @@ class Benchmark(ABC):
         metric: what the headline number is; the head of its column in tables.
         beside: those of `Scores.figures` that tables show beside it.
         default_data: the bundled data's folder, of which ``bundled_limit`` questions are answered
-            unless more are asked for.
+            unless more are asked for, ``bundled_batch`` at a time.
+        default_model: the bundled model that it is asked of.
         max_new_tokens: unless a flag says otherwise.
         splits: the names that ``split`` may have; empty for benchmarks with one.
         split: the one asked for; None for the first that is there.
@@ -85,6 +86,8 @@ class Benchmark(ABC):
     beside: tuple[str, ...] = ()
     default_data: str
     bundled_limit: int = 100
+    bundled_batch: int = 24  # whole pictures, of six questions each
+    default_model: str = "checkpoints/pocket-llava"
     max_new_tokens: int = 128
     splits: tuple[str, ...] = ()
     split: str | None = None

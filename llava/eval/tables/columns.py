@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llava.data.registry import BY_HAND
 from llava.eval import run_benchmark
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.errors import EvalError
@@ -108,7 +109,8 @@ def plan(request: Request) -> Column:
     try:
         job, runs, refused = run_benchmark.prepare(args)
     except EvalError as error:
-        column.reason = f"{error}; {FETCH.format(request.benchmark)}"
+        fetch = BY_HAND.get(request.benchmark, FETCH.format(request.benchmark))
+        column.reason = f"{error}; {fetch}"
         return column
     if not request.blank:
         runs, refused = _chosen(runs, refused, request.methods)

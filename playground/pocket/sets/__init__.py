@@ -13,7 +13,7 @@ import numpy as np
 
 from ..asking import Asked
 from ..scene import Scene
-from . import gqa, mmbench, mme, mmvet, pope, seed, sqa, vizwiz, vqav2
+from . import gqa, mmbench, mme, mmvet, pope, seed, sqa, video, vizwiz, vqav2
 
 SETS: dict[str, Callable[[Path], int]] = {
     "vqav2": vqav2.write,
@@ -26,6 +26,9 @@ SETS: dict[str, Callable[[Path], int]] = {
     "sqa": sqa.write,
     "seed": seed.write,
     "mmvet": mmvet.write,
+    "tgif": video.write_tgif,
+    "msvd": video.write_msvd,
+    "msrvtt": video.write_msrvtt,
 }
 """Name -> writer of its files below a folder, which returns the number of questions."""
 
