@@ -31,7 +31,7 @@ def restore(
     Args:
         hidden: [length, D], the segment's hidden states.
         rule: "row" keeps a newline while a token of its row stays in order before it, "none"
-            drops all.
+            drops all, "pool" keeps all.
         in_place: whether merged tokens stand in their reference's place, see `Reducer.in_place`.
 
     Returns: the reduction, and which of its tokens are newlines, [m] bool.
@@ -44,7 +44,7 @@ def restore(
     ordered = seen[ordered]
     if rule == "none":
         lines = lines[:0]
-    else:
+    elif rule == "row":
         stays = [bool(((rows[ordered] == rows[line]) & (ordered < line)).any()) for line in lines]
         lines = lines[np.array(stays, dtype=bool)]
     count = len(source)

@@ -101,8 +101,10 @@ def replaced(picture: Picture, reduction: Reduction) -> Picture:
         reduction.target[0],
         reduction.contextual[0],
     )
+    newlines = picture.newlines
     return dataclasses.replace(
         picture,
+        newlines=None if newlines is None else newlines[source.cpu().numpy()],
         tokens=source.shape[0],
         identity=picture.identity[source],
         slot=picture.slot[source],

@@ -23,7 +23,7 @@ from visiondrop.adapters.base import Geometry
 from visiondrop.extensions.base import Extension
 from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.merging import Reduction
-from visiondrop.registry import _REGISTRY, NEEDS, working
+from visiondrop.registry import _REGISTRY, NEEDS, divides, working
 from visiondrop.schedule import mean_tokens
 from visiondrop.tiles import PictureChoice, Tiles
 from visiondrop.tower_cache import TowerCache
@@ -159,10 +159,8 @@ class Reducer(ABC):
                     f"{self.name!r} needs {NEEDS[need]}, which this model has not; methods that "
                     f"work here: {', '.join(working(geometry))}"
                 )
-        if geometry.crops:
-            check_tiles(self, geometry)
-        elif geometry.frames > 1:
-            check_frames(self, geometry)
+        if geometry.crops or geometry.frames > 1:
+            check_parts(self, geometry)
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
         """Visual tokens that each decoder layer sees for one picture, by plan."""
@@ -316,27 +314,27 @@ class Reducer(ABC):
             _ACTIVE.pop(model, None)
 
 
-def check_tiles(method: Reducer, geometry: Geometry) -> None:
-    """Raise `ValueError` where a method cannot reduce pictures of several tiles."""
-    if not method.tiled:
+def check_parts(method: Reducer, geometry: Geometry) -> None:
+    """Raise `ValueError` where a method cannot reduce pictures of several tiles, or videos."""
+    if not divides(type(method), geometry) and not method.tiled:
+        what = "any-resolution pictures, which have several tiles"
         raise ValueError(
-            f"{method.name!r} is not defined on any-resolution pictures, which have several tiles; "
-            f"methods that work here: {', '.join(working(geometry))}"
+            f"{method.name!r} is not defined on "
+            f"{what if geometry.crops else 'videos, which have several frames'}; methods that work "
+            f"here: {', '.join(working(geometry))}"
         )
     row = method.reads_text or method.looks_back or method.uses_input
-    if row and method.inside_part.tiles.newlines != "pool":
+    if geometry.crops and row and method.inside_part.tiles.newlines != "pool":
         raise ValueError(
             f"{method.name!r} looks at the row around the picture, where newlines stand among its "
             "tokens: use on_tiles(newlines='pool')"
         )
-
-
-def check_frames(method: Reducer, geometry: Geometry) -> None:
-    """Raise `ValueError` where a method cannot reduce videos, whose frames share a budget."""
-    if not (method.tiled or "frames" in method.needs):
+    tiles = method.before_part.tiles
+    if geometry.packed and (tiles.padding != "hidden" or tiles.share != "importance"):
         raise ValueError(
-            f"{method.name!r} is not defined on videos, which have several frames; methods that "
-            f"work here: {', '.join(working(geometry))}"
+            f"tiles: padding={tiles.padding!r}, share={tiles.share!r}: this model packs a picture "
+            "before anything can be dropped, its padding is gone and all its tokens compete; leave "
+            "padding='hidden' and share='importance'"
         )
 
 

@@ -9,7 +9,7 @@ from visiondrop.adapters.base import Geometry
 if TYPE_CHECKING:
     from visiondrop.reducer import Reducer
 
-__all__ = ["HIDDEN", "NEEDS", "working"]
+__all__ = ["HIDDEN", "NEEDS", "divides", "working"]
 
 _REGISTRY: dict[str, type[Reducer]] = {}
 HIDDEN = {"composed", "oracle"}
@@ -24,6 +24,13 @@ NEEDS = {
 """What `Reducer.needs` asks for, in words; "text encoder" has words of its own."""
 
 
+def divides(cls: type[Reducer], geometry: Geometry) -> bool:
+    """Whether a method is defined where a picture has several tiles, or a video several frames."""
+    if cls.tiled or not (geometry.crops or geometry.frames > 1):
+        return True
+    return "frames" in cls.needs and (geometry.packed or geometry.frames > 1)
+
+
 def working(geometry: Geometry, *missing: str) -> list[str]:
     """Names of the methods that run on a model.
 
@@ -34,8 +41,6 @@ def working(geometry: Geometry, *missing: str) -> list[str]:
     names = {
         name
         for name, cls in _REGISTRY.items()
-        if not lacks & set(cls.needs)
-        and (cls.tiled or not geometry.crops)
-        and (cls.tiled or "frames" in cls.needs or geometry.frames == 1)
+        if not lacks & set(cls.needs) and divides(cls, geometry)
     }
     return sorted(names - HIDDEN)

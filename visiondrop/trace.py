@@ -18,6 +18,7 @@ from torch import Tensor
 
 from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.functional.frame_layout import FrameGrid
+from visiondrop.functional.packed_layout import PackedGrid
 from visiondrop.tower_cache import TowerCache
 
 __all__ = ["CLS", "SampleTrace", "StageTrace", "Trace"]
@@ -25,7 +26,7 @@ __all__ = ["CLS", "SampleTrace", "StageTrace", "Trace"]
 CLS = -1
 """Patch id of the CLS token."""
 
-Grid = TileGrid | FrameGrid
+Grid = TileGrid | FrameGrid | PackedGrid
 """What the token ids of an any-resolution picture or a video mean: `locate(id)` says."""
 
 Names = Sequence[str] | Mapping[str, Sequence[str]] | None
@@ -116,7 +117,7 @@ class SampleTrace:
         stages: stage by stage, picture by picture.
         newlines_per_layer: how many of `tokens_per_layer` are newlines of any-resolution pictures.
         grids: how the tiles or frames of each picture or video lie, which says what its token ids
-            mean (`TileGrid.locate`, `FrameGrid.locate`); None for a picture of one tile.
+            mean (their `locate`); None for a picture of one tile.
         tokens_by_picture: `tokens_per_layer` of each picture.
         shapes: (frames, rows, columns) of each picture or video of native resolution, whose token
             (f, r, c) has the id (f * rows + r) * columns + c; None for others.

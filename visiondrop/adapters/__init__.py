@@ -10,6 +10,7 @@ from visiondrop.adapters.base import Adapter, Geometry, TowerOutput
 from visiondrop.adapters.internvl import InternVLAdapter
 from visiondrop.adapters.llava import LlavaAdapter
 from visiondrop.adapters.llava_next import LlavaNextAdapter
+from visiondrop.adapters.llava_onevision import LlavaOnevisionAdapter
 from visiondrop.adapters.qwen_vl import QwenVLAdapter
 from visiondrop.adapters.video_llava import VideoLlavaAdapter
 
@@ -21,6 +22,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     QwenVLAdapter(),
     InternVLAdapter(),
     VideoLlavaAdapter(),
+    LlavaOnevisionAdapter(),
 )
 
 _BY_MODEL_TYPE = {
@@ -30,6 +32,7 @@ _BY_MODEL_TYPE = {
     "qwen2_5_vl": ADAPTERS[2],
     "internvl": ADAPTERS[3],
     "video_llava": ADAPTERS[4],
+    "llava_onevision": ADAPTERS[5],
 }
 
 

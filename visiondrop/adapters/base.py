@@ -52,6 +52,8 @@ class Geometry:
         native: whether each picture has a number of tokens of its own; `num_patches` is then the
             most that there can be, and `grid` about its shape.
         mrope: whether positions have several planes (`visiondrop.mrope`).
+        packed: whether pictures are packed, and frames pooled, before anything can be dropped (see
+            `packed_encoder`); "crops" and "merged" then, too, and videos of any length.
         frames: of a video, whose tokens `num_patches` then counts; 1 where the model sees none, or
             any number of them.
         frame_cls: whether the CLS tokens of frames are among these.
@@ -69,6 +71,7 @@ class Geometry:
     merged: bool = False
     native: bool = False
     mrope: bool = False
+    packed: bool = False
     frames: int = 1
     frame_cls: bool = False
 

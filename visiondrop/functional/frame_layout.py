@@ -46,6 +46,16 @@ class FrameGrid:
         """Tokens of the video in the unpruned model, the newline included."""
         return self.first_newline + int(self.newline)
 
+    @property
+    def tiles(self) -> int:
+        """Frames."""
+        return self.frames
+
+    @property
+    def ids(self) -> Tensor:
+        """[unpruned], the token ids in their order."""
+        return torch.arange(self.unpruned)
+
     def row_of(self, ids: Tensor) -> Tensor:
         """What a newline closes: the whole video, row 0."""
         return torch.zeros_like(ids)

@@ -57,6 +57,12 @@ class VisionDropDiv(VisionDrop):
         for field in ("alpha", "radius"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"{self.name}: {field}={getattr(self, field)}; give 0 or more")
+        if geometry.packed and self.encoder is not None and self.radius:
+            raise ValueError(
+                f"{self.name}: radius={self.radius} asks how far patches are from each other, but "
+                "this model packs a picture's base tile and crops before anything can be dropped; "
+                "set radius=0"
+            )
         if not 0 <= self.coverage <= 1:
             raise ValueError(f"{self.name}: coverage={self.coverage}; give 0 to 1")
 
