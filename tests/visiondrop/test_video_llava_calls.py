@@ -18,6 +18,7 @@ from tests.visiondrop.video_models import (
     FRAMES,
     IMAGE,
     PATCHES,
+    PICTURES,
     VIDEO,
     clip,
     generate,
@@ -109,6 +110,7 @@ def test_beams_samples_and_forward(kinds: str) -> None:
     torch.testing.assert_close(first, logits(greedy)[0], **CLOSE)
 
 
+@pytest.mark.skipif(PICTURES != "pixel_values", reason="a version with one name, encoding inside")
 def test_the_older_name_of_pictures_and_features_from_outside() -> None:
     model, pixels = tiny_video(), inputs("vpvp", [1, 2, 3, 4])
     older = dict(pixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from transformers import CLIPVisionConfig, VideoLlavaConfig, VideoLlavaForCondit
 from tests.visiondrop.models import DECODERS, IMAGE, LAYERS, batch, randomise
 
 VIDEO = 91
+ARGUMENTS = inspect.signature(VideoLlavaForConditionalGeneration.forward).parameters
+PICTURES = "pixel_values" if "pixel_values" in ARGUMENTS else "pixel_values_images"
+"""What this version of transformers calls the pixels of pictures."""
 SIDE, FRAMES, PIXELS = 4, 3, 24
 PATCHES = SIDE * SIDE
 FRAME = PATCHES + 1
@@ -92,7 +96,7 @@ def inputs(kinds: str, seeds: list[int]) -> dict[str, torch.Tensor]:
     clips = [clip(seed) for kind, seed in pairs if kind == "v"]
     out = {}
     if pictures:
-        out["pixel_values"] = torch.stack(pictures)
+        out[PICTURES] = torch.stack(pictures)
     if clips:
         out["pixel_values_videos"] = torch.stack(clips)
     return out
