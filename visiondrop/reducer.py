@@ -318,7 +318,7 @@ class Reducer(ABC):
 
 def check_tiles(method: Reducer, geometry: Geometry) -> None:
     """Raise `ValueError` where a method cannot reduce pictures of several tiles."""
-    if not method.tiled:
+    if not (method.tiled or (geometry.single and "frames" in method.needs)):
         raise ValueError(
             f"{method.name!r} is not defined on any-resolution pictures, which have several tiles; "
             f"methods that work here: {', '.join(working(geometry))}"

@@ -35,7 +35,7 @@ def working(geometry: Geometry, *missing: str) -> list[str]:
         name
         for name, cls in _REGISTRY.items()
         if not lacks & set(cls.needs)
-        and (cls.tiled or not geometry.crops)
+        and (cls.tiled or not geometry.crops or (geometry.single and "frames" in cls.needs))
         and (cls.tiled or "frames" in cls.needs or geometry.frames == 1)
     }
     return sorted(names - HIDDEN)
