@@ -28,7 +28,7 @@ def divides(cls: type[Reducer], geometry: Geometry) -> bool:
     """Whether a method is defined where a picture has several tiles, or a video several frames."""
     if cls.tiled or not (geometry.crops or geometry.frames > 1):
         return True
-    return "frames" in cls.needs and (geometry.packed or geometry.frames > 1)
+    return "frames" in cls.needs and (geometry.packed or geometry.single or geometry.frames > 1)
 
 
 def working(geometry: Geometry, *missing: str) -> list[str]:

@@ -143,7 +143,8 @@ def encode(
         return MergedView(tokens[index], patches, groups, geometry.grid)
 
     merged = TowerOutput(tokens, tower.query, tower.key, tower.scale)
-    place = method.before if method.before_llm else None
+    # A prompt stage follows, when all pictures are there.
+    place = method.before if method.before_llm and method.before != "prompt" else None
     kept, _, reduced = reduce_tiles(batch, merged, place, lambda features: features, view_of)
     keys: list[str | None] = [None] * len(stacks)
     if trace.keys is not None or method.seeded:
@@ -172,16 +173,19 @@ def whole(
         flags = torch.cat([tile.contextual for tile in kept])
         stage = StageTrace(batch.method.before, None, 0, came, identity, torch.cat(target), flags)
     scores = [tile.score for tile in kept]
+    features, alone = torch.cat([tile.features for tile in kept]), grid.tiles == 1
     return Picture(
         grid.unpruned,
         sum(counts),
         identity,
         identity,
         torch.cat([tile.sizes for tile in kept]),
-        torch.cat([tile.features for tile in kept]),
+        features,
         stage,
         key,
+        features=features,
+        pixels=batch.tiles[picture][0] if alone else None,
         score=None if any(s is None for s in scores) else torch.cat(scores),  # type: ignore[arg-type]
-        grid=grid if grid.tiles > 1 else None,
+        grid=None if alone else grid,
         share=batch.method.inside_part.tiles.share_of(grid, batch.geometry.num_patches),
     )

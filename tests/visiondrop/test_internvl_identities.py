@@ -19,13 +19,15 @@ from tests.visiondrop.internvl_models import (
     tiny_internvl,
 )
 from tests.visiondrop.models import IMAGE, LAYERS, batch, logits
-from visiondrop import Full, Random, Uniform, VisionDrop
+from visiondrop import Full, ImageCache, Random, Uniform, VisionDrop
 from visiondrop.adapters import geometry_of
 from visiondrop.methods import METHODS
 from visiondrop.methods.dart import DART
 from visiondrop.methods.divprune import DivPrune
+from visiondrop.methods.dtd import DTD
 from visiondrop.methods.fastervlm import FasterVLM
 from visiondrop.methods.fastv import FastV
+from visiondrop.methods.framewise import FrameWise
 from visiondrop.methods.pyramiddrop import PyramidDrop
 from visiondrop.methods.scope import Scope
 from visiondrop.methods.sparsevlm import SparseVLM
@@ -69,6 +71,7 @@ SETTINGS: dict[str, Reducer] = {
     "composed": VisionZip(24, 6) + VisionDrop(llm={3: (14, 4), 5: (7, 2)}),
     "composed-text": Uniform(30, positions="original") + FastV(3, tokens=14),
 }  # fmt: skip
+FRAMES = {"dtd": DTD(threshold=0.9), "framewise": FrameWise(5)}
 LARGEST = 13 * TOKENS
 WHOLE = {
     "visiondrop": VisionDrop(llm={2: (LARGEST, 0)}),
@@ -145,6 +148,73 @@ def test_batch_singles_attentions_caches(name: str) -> None:
     assert [s.to_dict()["stages"] for s in again.samples] == [
         s.to_dict()["stages"] for s in trace.samples
     ]
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_frames_are_pictures_of_one_tile(name: str) -> None:
+    """Methods that compare frames: a batch = its rows alone; `dtd` keeps what changed, by loops."""
+    model, method, frames = tiny_internvl(), FRAMES[name], [3, 2, 0]
+    rows = [prompt(3 + i, 2, i, [1] * count) for i, count in enumerate(frames)]
+    stills = [alike_frames(count, 7 + i) for i, count in enumerate(frames)]
+    out, trace = run(model, method, rows, {"pixel_values": torch.cat(stills)})
+    for i, count in enumerate(frames):
+        images = {"pixel_values": stills[i]} if count else {}
+        one, single = run(model, method, [rows[i]], images)
+        torch.testing.assert_close(logits(out)[:, i], logits(one)[:, 0], **CLOSE)
+        if not count:
+            continue
+        sample = trace.samples[i]
+        assert sample.to_dict() == single.samples[0].to_dict()
+        held = [layer.get_seq_length() for layer in one.past_key_values.layers]
+        assert held == [n + 3 for n in sample.lengths]
+        with torch.no_grad():
+            features = model.model.get_image_features(stills[i], return_dict=True).pooler_output
+        if name == "dtd":
+            kept: list[list[int]] = []
+            for now, before in zip(features[1:], features, strict=False):
+                near = torch.nn.functional.cosine_similarity(now, before, dim=-1).tolist()
+                kept.append([t for t, value in enumerate(near) if value <= 0.9])
+            assert [stage.kept for stage in sample.stages] == kept
+            assert all(0 < len(own) < TOKENS for own in kept)
+        else:
+            assert sample.tokens_by_picture == [[5] * LAYERS] * count
+    row, images = prompt(3, 2, 0, [1]), {"pixel_values": picture(1, 1)}
+    with method(model), pytest.raises(ValueError, match="several pictures.*prompt 0 has one"):
+        generate(model, [row], images)
+
+
+def alike_frames(count: int, seed: int) -> torch.Tensor:
+    """Tiles [count, 3, 32, 32], each the one before with another upper half."""
+    frames = [picture(1, seed)]
+    for step in range(1, count):
+        new = frames[-1].clone()
+        new[:, :, :16] += 0.5 * picture(1, seed + 10 * step)[:, :, :16]
+        frames.append(new)
+    return torch.cat(frames)[:count]
+
+
+def test_image_cache_serves_every_question() -> None:
+    """Questions on kept prefixes, of one picture and of three, = asked afresh."""
+    model, options = tiny_internvl(), {"max_new_tokens": 4, "min_new_tokens": 4}
+    cache = ImageCache(model, STAGED)
+    begins, questions = [prompt(3, 0, 0, [3]), prompt(3, 2, 1, [3, 1, 5])], [[5, 6, 7], [8, 9]]
+    pictures = [inputs([3], [1]), inputs([3, 1, 5], [1, 2, 3])]
+    prefixes = [
+        cache.build(torch.tensor([ids]), **images)
+        for ids, images in zip(begins, pictures, strict=True)
+    ]
+    out = cache.generate(
+        prefixes,
+        [torch.tensor(ids) for ids in questions],
+        **options,
+        do_sample=False,
+        suppress_tokens=[IMAGE],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    rows = [begin + ids for begin, ids in zip(begins, questions, strict=True)]
+    fresh, _ = run(model, STAGED, rows, inputs([3, 3, 1, 5], [1, 1, 2, 3]))
+    torch.testing.assert_close(logits(out), logits(fresh), **CLOSE)
 
 
 def test_plain_forward_equals_generate() -> None:
@@ -256,10 +326,9 @@ def test_what_cannot_be_is_refused() -> None:
     model = tiny_internvl()
     geometry = geometry_of(model)
     assert geometry == geometry_of(model.config)
-    working = {method.name for method in SETTINGS.values()} - {"composed"}
+    working = {method.name for method in [*SETTINGS.values(), *FRAMES.values()]} - {"composed"}
     for name, method in METHODS.items():
         if name in working:
-            METHODS[name].check(SETTINGS[name], geometry)
             continue
         with pytest.raises(ValueError, match="here:|without:") as said, method()(model):
             raise AssertionError(f"{name} not refused")

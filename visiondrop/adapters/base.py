@@ -42,6 +42,7 @@ class Geometry:
         grid: (rows, columns) of patches.
         cls_in_prompt: whether the unpruned model feeds CLS to the decoder too.
         crops: whether a picture is encoded as several crops beside a thumbnail.
+        single: whether nonetheless a picture may be one tile, as frames of a video are.
         tower_layers: layers of the vision tower that are run, 0 where features are put together
             from several.
         tower_width: size of its hidden states, 0 where unknown.
@@ -74,6 +75,7 @@ class Geometry:
     packed: bool = False
     frames: int = 1
     frame_cls: bool = False
+    single: bool = False
 
     @property
     def lacks(self) -> set[str]:

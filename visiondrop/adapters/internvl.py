@@ -48,6 +48,7 @@ class InternVLAdapter(LlavaAdapter):
             tower_width=vision.hidden_size,
             cls_attention=True,
             merged=True,
+            single=True,
         )
 
     def encode(self, model: nn.Module, pixel_values: Tensor, **kwargs: Any) -> TowerOutput:
