@@ -5,10 +5,10 @@ of placeholders. The tower's patches come in one row; attention runs within a pi
 t, in most blocks of Qwen2.5-VL within windows, for which the row is reordered.
 
 What is judged: the merger makes one token of 2 x 2 patches, and that is what is kept, dropped and
-merged, as the embedding that the LLM would read. Score: in the last block with full attention, after
-RoPE, the attention of all patches of the picture (or of one of the t) to a patch, softmax over the
-same, mean over heads and queries; then the mean over the token's four patches. Merge metric: the
-keys of that block after RoPE, averaged over the four patches and the heads.
+merged, as the embedding that the LLM would read. Score: in the last block with full attention,
+after RoPE, the attention of all patches of the picture (or of one of the t) to a patch, softmax
+over the same, mean over heads and queries; then the mean over the token's four patches. Merge
+metric: the keys of that block after RoPE, averaged over the four patches and the heads.
 """
 
 from __future__ import annotations
