@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from visiondrop.draw_patches import FRAME, SIDE, Box, count_tokens, paint, tile_panel
+from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.trace import SampleTrace
 
 __all__ = [
@@ -50,8 +51,8 @@ def draw_sample(
     Args:
         sample: a row's trace.
         image: the row's pictures, one alone or in reading order, of which each gets a row of
-            panels. One of a single tile is padded to a square where it is none; one of any
-            resolution is given whole, as it was before it was cut into tiles.
+            panels. One of a single tile is padded to a square where it is none; one of any or
+            of native resolution is given whole, as it was before it was cut into tiles.
         grid: (rows, columns) of patches of a tile.
         picture: draw this one alone, and `image` is it.
     """
@@ -76,11 +77,45 @@ def first_panel(
     sample: SampleTrace, image: Image.Image, grid: tuple[int, int], picture: int = 0
 ) -> Panel:
     """The picture with nothing dropped; arguments as for `draw_sample`."""
-    tiles = sample.grids[picture] if sample.grids else None
-    if tiles is None:
-        return panel_of(image), f"picture: {grid[0] * grid[1]} patches"
-    width, height = tiles.original
-    return tile_panel(image, tiles), f"picture, {width} x {height}: {tiles.unpruned} tokens"
+    layout = layout_of(sample, grid, picture)
+    if isinstance(layout, TileGrid):
+        width, height = layout.original
+        return tile_panel(image, layout), f"picture, {width} x {height}: {layout.unpruned} tokens"
+    if native(sample, picture):
+        return whole_panel(image), f"picture: {layout[0]} x {layout[1]} tokens"
+    return panel_of(image), f"picture: {layout[0] * layout[1]} patches"
+
+
+def layout_of(
+    sample: SampleTrace, grid: tuple[int, int], picture: int
+) -> TileGrid | tuple[int, int]:
+    """How the tokens of a picture lie: in tiles, or in (rows, columns). Raises `ValueError` on a
+    video.
+    """
+    tiles = sample.grids[picture] if picture < len(sample.grids) else None
+    if isinstance(tiles, TileGrid):
+        return tiles
+    frames, rows, columns = (1, *grid)
+    if native(sample, picture):
+        frames, rows, columns = sample.shapes[picture]  # type: ignore[misc]
+    if tiles is not None or frames > 1:
+        raise ValueError(
+            f"picture {picture} of this sample is a video (or a frame of one), which cannot be "
+            "drawn; samples[i].stages, with grids or shapes, say what was kept of it"
+        )
+    return rows, columns
+
+
+def native(sample: SampleTrace, picture: int) -> bool:
+    """Whether a picture was read at its own proportions, without tiles and padding."""
+    return picture < len(sample.shapes) and sample.shapes[picture] is not None
+
+
+def whole_panel(image: Image.Image) -> Image.Image:
+    """A picture at a panel's size, in its own proportions."""
+    scale = SIDE / max(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)  # type: ignore[arg-type]
 
 
 def panel_of(image: Image.Image) -> Image.Image:
@@ -92,8 +127,9 @@ def stage_panels(
     sample: SampleTrace, image: Image.Image, grid: tuple[int, int], picture: int = 0
 ) -> list[Panel]:
     """One panel for each stage; arguments as for `draw_sample`."""
-    tiles = sample.grids[picture] if sample.grids else None
-    square = panel_of(image) if tiles is None else image
+    layout = layout_of(sample, grid, picture)
+    tiles = layout if isinstance(layout, TileGrid) else None
+    plain = whole_panel(image) if native(sample, picture) else panel_of(image)
     panels = []
     stages = [stage for stage in sample.stages if stage.picture == picture]
     for stage, (name, fate) in zip(stages, sample.fates(picture), strict=True):
@@ -107,23 +143,23 @@ def stage_panels(
             parts += [f"{len(merged)}"] * bool(merged) + [f"{newlines} newlines"] * bool(newlines)
             title += f" ({' + '.join(parts)})" * (len(parts) > 1)
         if tiles is None:
-            panel = square.copy()
-            paint(panel, square_boxes(grid), fate, merged)
+            panel = plain.copy()
+            paint(panel, cell_boxes(layout, panel.size), fate, merged)  # type: ignore[arg-type]
         else:
-            panel = tile_panel(square, tiles, fate, merged)
+            panel = tile_panel(image, tiles, fate, merged)
         panels.append((panel, title))
     return panels
 
 
-def square_boxes(grid: tuple[int, int]) -> dict[int, Box]:
-    """Where each patch of a panel of one tile is."""
-    rows, columns = grid
+def cell_boxes(grid: tuple[int, int], size: tuple[int, int]) -> dict[int, Box]:
+    """Where each patch of a picture of one tile is in a panel of (width, height) pixels."""
+    (rows, columns), (width, height) = grid, size
     return {
         row * columns + column: (
-            column * SIDE // columns,
-            row * SIDE // rows,
-            (column + 1) * SIDE // columns,
-            (row + 1) * SIDE // rows,
+            column * width // columns,
+            row * height // rows,
+            (column + 1) * width // columns,
+            (row + 1) * height // rows,
         )
         for row in range(rows)
         for column in range(columns)

@@ -65,13 +65,14 @@ def tile_view(
     size = view_size(grid, thumbnail)
     view = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     patches = grid.side**2
-    ids = range(patches) if thumbnail else range(patches, grid.first_newline)
+    tiles = [grid.overview] if thumbnail else [t for t in range(grid.tiles) if t != grid.overview]
+    ids = [tile * patches + patch for tile in tiles for patch in range(patches)]
     if fate is not None:
         boxes = {token: box for token in ids if (box := pixel_box(grid, token, size))}
         paint(view, boxes, fate, merged)
     if not thumbnail:
         pen = ImageDraw.Draw(view)
-        for tile in range(1, grid.tiles):
+        for tile in tiles:
             first, last = tile * patches, (tile + 1) * patches - 1
             left, top, _, _ = grid.box(first)
             _, _, right, bottom = grid.box(last)
@@ -115,7 +116,7 @@ def count_tokens(grid: TileGrid, fate: Fate) -> tuple[int, int, int]:
     for token, (what, _) in fate.items():
         if what == "kept":
             kind, tile, _, _ = grid.locate(token)
-            counts[2 if kind == "newline" else min(tile, 1)] += 1
+            counts[2 if kind == "newline" else int(tile != grid.overview)] += 1
     return counts[0], counts[1], counts[2]
 
 
@@ -123,6 +124,8 @@ def tile_panel(
     image: Image.Image, grid: TileGrid, fate: Fate | None = None, merged: set[int] | None = None
 ) -> Image.Image:
     """The crops' patches and the thumbnail's, one below or beside the other, with their counts."""
+    if grid.tiles == 1:
+        return tile_view(image, grid, fate, merged or set(), True)
     crops = tile_view(image, grid, fate, merged or set(), False)
     small = tile_view(image, grid, fate, merged or set(), True)
     r0, r1, c0, c1 = grid.window

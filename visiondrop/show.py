@@ -149,7 +149,8 @@ def picture_inputs(
     inputs["pixel_values"] = inputs["pixel_values"].to(model.device, model.dtype)
     if not geometry.crops:
         return inputs, geometry.num_patches + int(geometry.cls_in_prompt), image
-    _, grids = adapter_of(model).tiles(model, **inputs)
+    adapter: Any = adapter_of(model)
+    _, grids = adapter.tiles(model, **inputs)
     return inputs, grids[0].unpruned, image
 
 

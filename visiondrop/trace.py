@@ -298,6 +298,6 @@ class Trace:
         """
         from visiondrop.draw import draw_sample
 
-        grid = self.grid
+        sheet = draw_sample(self.samples[sample], image, self.grid)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        draw_sample(self.samples[sample], image, grid).save(path)
+        sheet.save(path)

@@ -22,7 +22,7 @@ CSS = """
   color: #16202c; border-radius: 4px; font-size: 15px; line-height: 1.4; overflow-wrap: anywhere}
 .vd-message.vd-error {border-left-color: #a33; background: #fbecec}
 .vd-panels {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 150px), 1fr));
-  gap: 14px}
+  gap: 14px; align-items: end}
 .vd-panels.vd-wide {grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr))}
 .vd-panels figure {margin: 0; max-width: 640px}
 .vd-panels img {width: 100%; height: auto; display: block; border: 1px solid #8886; margin: 0;
@@ -35,7 +35,8 @@ CSS = """
 .vd-legend i {width: 17px; height: 17px; border: 1px solid #555; display: inline-block; flex: none}
 .vd-scroll {overflow-x: auto}
 .vd-table {border-collapse: collapse; width: 100%; font-size: 15px; margin: 0 !important;
-  color: var(--body-text-color)}
+  border: 0 !important; color: var(--body-text-color)}
+.vd-table tr {border: 0 !important}
 .vd-table th, .vd-table td {text-align: left; vertical-align: top; border: 0 !important;
   padding: 7px 14px 7px 0 !important; border-bottom: 1px solid #8884 !important}
 .vd-table thead th {border-bottom: 2px solid #888a !important}

@@ -202,6 +202,7 @@ def build_page(page: Page, title: str = TITLE) -> Any:
 
         inputs, outputs = [file, question, method, budget], [told, full, reduced, table, drawing]
         file.change(page.look, file, [shown, told], api_name="look", show_progress="hidden")
+        file.change(lambda: ("",) * 4, None, outputs[1:], api_visibility="private", queue=False)
         gallery.select(take, None, [file, question], api_visibility="private")
         method.change(limits, [method, budget], [budget, explained], api_name="limits")
         gr.on(

@@ -32,6 +32,7 @@ def test_the_range_is_what_can_be_built(geometry: Geometry) -> None:
         assert choice.build(default, geometry).name == name
         with pytest.raises(ValueError, match=rf"{choice.least} to {choice.most} are possible"):
             choice.build(choice.most + 1, geometry)
-    assert ("visionzip" in choices) == geometry.has_cls
+    assert not [name for name in choices if set(METHODS[name].needs) & geometry.lacks]
+    assert ("fastervlm" in choices) == geometry.has_cls
     assert ("globalcom2" in choices) == geometry.crops
     assert not {"cdpruner", "trim", "dtd", "framewise"} & set(choices)

@@ -29,7 +29,10 @@ from visiondrop import Trace, VisionDrop
 from visiondrop.draw import GAP, HEAD, draw_sample, stage_panels
 from visiondrop.draw_patches import CAPTION, tile_panel, tile_view
 from visiondrop.functional.anyres_layout import TileGrid
+from visiondrop.functional.frame_layout import FrameGrid
+from visiondrop.functional.tile_run import TileRun
 from visiondrop.show import main
+from visiondrop.trace import SampleTrace, StageTrace
 
 METHOD = VisionDrop(encoder=(60, 12), llm={2: (30, 6), 4: (14, 0)})
 PIXELS = 336
@@ -209,3 +212,60 @@ def test_show_command_on_any_resolution(tmp_path: Path, capsys: pytest.CaptureFi
     red = np.argwhere((sheet[:, : 480 + GAP] == (255, 0, 0)).all(-1))
     crops = red[red[:, 0] < HEAD + CAPTION + 480 * 40 // 170]
     assert abs(np.ptp(red[:, 1]) - 479) <= 1 and abs(np.ptp(crops[:, 0]) - 112) <= 1
+
+
+def staged(
+    kept: list[int], total: int, grid: TileGrid | None, shape: tuple[int, int, int] | None
+) -> SampleTrace:
+    """A picture of which one stage kept some tokens and dropped the rest."""
+    source = torch.tensor(kept)
+    target = torch.full((total,), -1)
+    target[source] = torch.arange(len(kept))
+    stage = StageTrace(
+        "llm", 2, 0, torch.arange(total), source, target, torch.zeros(len(kept), dtype=torch.bool)
+    )
+    return SampleTrace(None, [len(kept)], [9], 4, [stage], [0], [grid], [], [shape])
+
+
+def test_crops_before_the_thumbnail() -> None:
+    """InternVL's order: the same picture of the same patches as with the thumbnail first."""
+    first, last = TileGrid(1, 2, (96, 48), SIDE), TileRun(1, 2, (96, 48), SIDE)
+    image = Image.effect_noise((400, 200), 80).convert("RGB")
+    kept = [PATCHES + 3, 2 * PATCHES + 20, 5]  # of the left crop, of the right one, the thumbnail
+    moved = [token - PATCHES if token >= PATCHES else token + 2 * PATCHES for token in kept]
+    panels = [
+        stage_panels(staged(ids, 3 * PATCHES, grid, None), image, (SIDE, SIDE))[0]
+        for ids, grid in ((kept, first), (moved, last))
+    ]
+    assert panels[0][1] == panels[1][1] == "layer 2: 3 tokens"
+    assert (np.asarray(panels[0][0]) == np.asarray(panels[1][0])).all()
+    alone = TileRun(1, 1, (48, 48), SIDE, thumbnail=False)
+    sample = staged([0], PATCHES, alone, None)
+    (panel, _) = stage_panels(sample, image, (SIDE, SIDE))[0]
+    assert abs(panel.width - panel.height) <= 1
+
+
+def test_native_resolution_keeps_its_proportions() -> None:
+    """Qwen2-VL's pictures: (1, rows, columns) tokens over the whole picture, without padding."""
+    image = Image.new("RGB", (300, 200), (90, 120, 150))
+    sample = staged([0, 7, 23], 24, None, (1, 4, 6))
+    ((panel, title),) = stage_panels(sample, image, (24, 24))
+    shades = np.asarray(panel).astype(int)
+    assert title == "layer 2: 3 tokens" and panel.size == (384, 256)
+    for token in range(24):
+        row, column = divmod(token, 6)
+        same = (shades[row * 64 + 32, column * 64 + 32] == (90, 120, 150)).all()
+        assert same == (token in (0, 7, 23)), token
+    sheet = draw_sample(sample, image, (24, 24))
+    assert sheet.width == 2 * 384 + 3 * GAP
+
+
+@pytest.mark.parametrize(
+    "grid, shape", [(FrameGrid(2, SIDE), None), (None, (2, 6, 6))], ids=["frames", "native"]
+)
+def test_a_video_is_refused_and_no_file_is_made(grid: Any, shape: Any, tmp_path: Path) -> None:
+    trace = Trace()
+    trace.samples.append(staged([0], 72, grid, shape))
+    with pytest.raises(ValueError, match="picture 0 of this sample is a video"):
+        trace.draw(Image.new("RGB", (9, 9)), tmp_path / "new" / "kept.png")
+    assert not (tmp_path / "new").exists()

@@ -140,15 +140,16 @@ class TileGrid:
         if kind != "patch":
             raise ValueError(f"token {token} is a {kind}; only patches show a part of the picture")
         width, height = self.original
-        if tile == 0:
+        if tile == self.overview:
             x, y = width / self.side, height / self.side
             return column * x, row * y, (column + 1) * x, (row + 1) * y
+        crop = tile if tile < self.overview else tile - 1
         rows, columns = self.tokens
         # Original pixels a patch, and patches of padding above or beside the picture.
         size = max(width / columns, height / rows)
         above, beside = (rows - height / size) / 2, (columns - width / size) / 2
-        row += (tile - 1) // self.columns * self.side
-        column += (tile - 1) % self.columns * self.side
+        row += crop // self.columns * self.side
+        column += crop % self.columns * self.side
         left, top = (column - beside) * size, (row - above) * size
         return left, top, left + size, top + size
 
