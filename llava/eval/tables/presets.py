@@ -60,6 +60,6 @@ POCKET_NEXT = ModelSize(
 PRESETS = (
     Preset("llava-1.5-7b", "llava-v1.5-7b", LLAVA_15_7B, 576, 66, 1, (192, 128, 64, 32)),
     Preset("llava-next-7b", "llava-next-7b", LLAVA_15_7B, 2880, 113, 5, (640, 320, 160)),
-    # Its text: 48 newlines and the 59 tokens of a usual prompt of its TextVQA set.
-    Preset("pocket-llava-next", "", POCKET_NEXT, 2880, 107, 5, (640, 320, 160)),
+    # Its text: 48 newlines and the 55 tokens of a usual prompt of its TextVQA set.
+    Preset("pocket-llava-next", "", POCKET_NEXT, 2880, 103, 5, (640, 320, 160)),
 )
