@@ -51,7 +51,7 @@ from llava.eval.sharded import Shards, add_shard_flags, shards
 from llava.eval.table import Comparison, markdown_table, print_table
 from llava.eval.wandb_log import check_wandb
 
-POCKET = "checkpoints/pocket-llava"
+POCKET, POCKET_NEXT = "checkpoints/pocket-llava", "checkpoints/pocket-llava-next"
 POCKET_CLIP = "checkpoints/pocket-clip"  # its text half reads the question for CDPruner and TRIM
 METHODS = "full,visiondrop,random,uniform"
 BUNDLED_BATCH = Benchmark.bundled_batch
@@ -150,7 +150,7 @@ def plan(
             names, budgets, seeds, geometry, None, regions, args.budget, refused, lacks
         )
         return [*others, one]
-    bundled = args.model_path == POCKET and Path(POCKET_CLIP).is_dir()
+    bundled = args.model_path in (POCKET, POCKET_NEXT) and Path(POCKET_CLIP).is_dir()
     defaults = {"clip": POCKET_CLIP} if bundled else {}
     names = [name.strip() for name in (args.methods or METHODS).split(",") if name.strip()]
     budgets = parse_numbers("TOKENS", args.tokens or "64")

@@ -125,7 +125,10 @@ def test_region_of_exist_does_not_tell_the_answer():
             if q.type == "exist":
                 (shape,) = [s for s in v.SHAPES if s in q.text]
                 patches = {
-                    p for t in scene.shapes() if t.shape == shape for p in thing_patches(t, (24, 24))
+                    p
+                    for t in scene.shapes()
+                    if t.shape == shape
+                    for p in thing_patches(t, (24, 24))
                 }
                 assert set(q.region) == patches
 

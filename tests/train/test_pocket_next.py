@@ -16,7 +16,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 )
 
 from llava.train import export_pocket, pocket_next
-from llava.train.evaluate_next import NextScorer, evaluate
+from llava.train.evaluate_next import NextScorer
 from llava.train.evaluate_pocket import read_set
 from llava.train.pocket_data import IGNORE, Phase, normalize
 from llava.train.pocket_forward import attend, attend_causal
@@ -138,35 +138,30 @@ def test_causal_attention_in_chunks_is_attention():
 
 
 def test_packed_questions_get_the_stock_logits(model):
-    """Text rows of a training picture against the stock forward on the same prompt."""
+    """The loss of a training picture's first question against the stock forward on its prompt."""
     tokenizer = load_tokenizer(SQUARE)
     phase = Phase("t", 24, 1, 1, 1, 60, frozen=True)
     data = PocketNextData(phase, 0, 5, tokenizer)
-    item = next(b for b in (data[i] for i in range(9)) if b["order"].numel() < 1200)
-    item["where"] = torch.arange(item["order"].numel())[None]
-    item["span"] = torch.tensor(item["order"].numel())
-    answers = NextAnswers(model)
+    # One tile's size: the thumbnail and one crop without padding, the other all padding.
+    item = next(b for b in (data[i] for i in range(30)) if b["order"].numel() == 1176)
+    n = item["order"].numel()
+    item |= {"where": torch.arange(n)[None], "span": torch.tensor(n)}
     first = int((item["seg"][0] == 0).sum())
-    ids = torch.cat(
-        [item["prefix"], torch.full((item["order"].numel(),), model.config.image_token_id),
-         item["ids"][0, :first]]
-    )  # fmt: skip
-    r, c = np.divmod(item["order"].numel() - 576, 24)
-    assert c == 0  # 24 rows, or columns
-    tiles = normalize(item["pixels"])
-    size = next(s for s in ((336, 336), (252, 672), (672, 252)) if True)
+    item["labels"][0, first:] = IGNORE
+    picture = torch.full((n,), model.config.image_token_id)
+    ids = torch.cat([item["prefix"], picture, item["ids"][0, :first]])
+    answers = NextAnswers(model)
+    answers.weights = torch.ones_like(answers.weights)
     with torch.no_grad():
         stock = model(
-            input_ids=ids[None], pixel_values=tiles[None], image_sizes=torch.tensor([size])
+            input_ids=ids[None],
+            pixel_values=normalize(item["pixels"])[None],
+            image_sizes=torch.tensor([(336, 336)]),
         ).logits[0, -first:-1]
         labels = item["labels"][0, 1:first]
         loss = torch.nn.functional.cross_entropy(stock, labels, ignore_index=IGNORE)
-        item["labels"][0, first:] = IGNORE
-        answers.weights = torch.ones_like(answers.weights)
-        ours, _, _ = answers.text_loss(
-            answers.picture(item), item["where"], item["span"], item
-        )
-    assert abs(float(loss) - float(ours)) < 1e-4
+        ours, _, _ = answers.text_loss(answers.picture(item), item["where"], item["span"], item)
+    assert (labels != IGNORE).any() and abs(float(loss) - float(ours)) < 1e-4
 
 
 def run(folder: Path, monkeypatch, *flags: str) -> None:
@@ -229,3 +224,54 @@ def test_the_shipped_tower_is_the_pocket_models_bit_for_bit():
     tower = [k for k in a if "vision_tower" in k]
     assert tower and all(torch.equal(a[k], b[k]) for k in tower)
     assert (SQUARE / "tokenizer.json").read_bytes() == (SHIPPED / "tokenizer.json").read_bytes()
+
+
+def test_both_front_ends_answer_right():
+    """The stock processor and class, and LLaVA's own loader, word for word."""
+    from transformers import AutoProcessor
+
+    from llava.constants import IMAGE_TOKEN_INDEX
+    from llava.conversation import conv_templates
+    from llava.mm_utils import process_images, tokenizer_image_token
+    from llava.model.builder import load_pretrained_model
+
+    processor = AutoProcessor.from_pretrained(SHIPPED)
+    stock = LlavaNextForConditionalGeneration.from_pretrained(SHIPPED, dtype=torch.float32).eval()
+    tokenizer, ours, images, _ = load_pretrained_model(
+        str(SHIPPED), None, "llava-next", device="cpu", torch_dtype=torch.float32
+    )
+    rows = [r for r in read_set(DATA, 0) if r["type"] in ("letter", "number", "color", "shape")]
+    right = 0
+    for r in rows[8:14]:
+        conv = conv_templates["vicuna_v1"].copy()
+        conv.append_message(conv.roles[0], f"<image>\n{r['prompt']}")
+        conv.append_message(conv.roles[1], None)
+        image = Image.open(DATA / "train_images" / r["image"]).convert("RGB")
+        inputs = processor(images=image, text=conv.get_prompt(), return_tensors="pt")
+        out = stock.generate(**inputs, do_sample=False, max_new_tokens=8)
+        text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ids = tokenizer_image_token(
+            conv.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt"
+        )
+        out = ours.generate(
+            ids[None], images=process_images([image], images, ours.config),
+            image_sizes=[image.size], do_sample=False, max_new_tokens=8,
+        )  # fmt: skip
+        assert tokenizer.batch_decode(out, skip_special_tokens=True)[0].strip() == text.strip()
+        right += text.strip() == r["answer"]
+    assert right >= 5
+
+
+def test_tiles_matter():
+    """Signs and shapes are read from the crops; the thumbnail alone does not show them."""
+    rows = [r for r in read_set(DATA, 60) if r["type"] in ("letter", "number", "word", "shape")]
+    scorer = NextScorer(SHIPPED, "cpu")
+    by_picture: dict[str, list[dict]] = {}
+    for r in rows:
+        by_picture.setdefault(r["image"], []).append(r)
+    full, small = [], []
+    for image, some in list(by_picture.items())[:8]:
+        feats = scorer.picture(Image.open(DATA / "train_images" / image).convert("RGB"))
+        full += scorer.right(feats, some)
+        small += scorer.right(feats[:576], some)
+    assert len(full) >= 12 and np.mean(full) > 0.75 and np.mean(full) > np.mean(small) + 0.4

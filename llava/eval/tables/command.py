@@ -67,9 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     tokens = spec.tokens
     if args.tokens:
         tokens = tuple(dict.fromkeys(run_benchmark.parse_numbers("--tokens", args.tokens)))
-    names = [n.strip() for n in (args.benchmarks or ",".join(spec.benchmarks)).split(",")]
+    usual = spec.bundled if args.data is None and spec.bundled else spec.benchmarks
+    names = [n.strip() for n in (args.benchmarks or ",".join(usual)).split(",")]
+    data = args.data or spec.data
     requests = [
-        Request(base, name, methods, tokens, flags, str(out), args.data, blank)
+        Request(base, name, methods, tokens, flags, str(out), data, blank)
         for name in dict.fromkeys(names)
         for blank in ([True, False] if BLANK in first else [False])
     ]

@@ -100,18 +100,25 @@ def row_of(preset: Preset, row: Count, full: Count) -> list[str]:
         row.method,
         asked,
         f"{row.mean:.1f}",
-        f"{row.flops / 1e12:.2f}",
+        tera(row.flops),
         f"{100 * row.flops / full.flops:.1f} %",
         f"{row.cache / 1e6:.1f}",
-        f"{row.like_paper / 1e12:.2f}",
+        tera(row.like_paper),
         theirs[0],
         NOT_MEASURED,
         theirs[1],
     ]
 
 
+def tera(flops: float) -> str:
+    """TFLOPs with two decimals, of small models with four."""
+    return f"{flops / 1e12:.{2 if flops >= 1e11 * 5 else 4}f}"
+
+
 def _published(preset: Preset, row: Count, figure: str) -> str:
     tokens = preset.patches if row.tokens is None else row.tokens
+    if not preset.published_model:
+        return "-"
     found = published(row.method, figure, preset.published_model, tokens)
     return f"{found[0].value:g} [{found[0].source}]" if found else "-"
 
@@ -125,7 +132,7 @@ def note() -> str:
     )
     return (
         f"One picture, one prefill, batch 1, by formula (`visiondrop/profiling/flops.py`). {texts} "
-        "(as the paper's figures imply). TFLOPs: what runs, the tower up to the layer that is read "
+        "(of the two 7B models as the paper's figures imply). TFLOPs: what runs, the tower up to the layer that is read "
         "and the LM head at the last position; the paper's counting takes the whole tower and all "
         "positions. What choosing tokens costs is not in it. KV MB: float16. ms: to be measured on "
         "a GPU with the checkpoint; the published ones are from another machine."

@@ -4,7 +4,7 @@ registered appears by itself or by its name in ``benchmarks``."""
 from __future__ import annotations
 
 from llava.eval.errors import EvalError
-from llava.eval.run_benchmark import POCKET
+from llava.eval.run_benchmark import POCKET, POCKET_NEXT
 from llava.eval.tables.ablation import VARIANTS
 from llava.eval.tables.spec import BLANK, FULL, Spec
 
@@ -36,6 +36,9 @@ SPECS = {
             FIRST,
             quick=SIX,
             quick_tokens=(640, 320),
+            model=POCKET_NEXT,
+            data="playground/data/eval_anyres",
+            bundled=("gqa", "pope", "vqav2", "textvqa"),
             # Of each picture's own tokens the share that the budget is of 2880, as papers count.
             method_args=("tiles.budget=ratio",),
             model_types=("llava_next",),

@@ -45,6 +45,9 @@ class Spec:
         quick: methods of ``--quick``.
         quick_tokens: budgets of ``--quick``.
         model: the checkpoint unless one is given; None where none is bundled.
+        data: the bundled data, a folder with a folder for each of ``bundled``, unless other data is
+            given; None for each benchmark's own sample set.
+        bundled: the columns on that data; () for all of ``benchmarks``.
         method_args: fields of methods that the whole table sets, as name=value.
         model_types: kinds of checkpoint, as ``model_type`` of their configuration, that it is for;
             empty for any.
@@ -62,6 +65,8 @@ class Spec:
     quick: tuple[str, ...] = ()
     quick_tokens: tuple[int, ...] = ()
     model: str | None = None
+    data: str | None = None
+    bundled: tuple[str, ...] = ()
     method_args: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     awaits: str = ""
