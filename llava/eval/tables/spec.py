@@ -48,7 +48,6 @@ class Spec:
         method_args: fields of methods that the whole table sets, as name=value.
         model_types: kinds of checkpoint, as ``model_type`` of their configuration, that it is for;
             empty for any.
-        awaits: why none of it can be run in this version; "" where it can.
     """
 
     name: str
@@ -64,7 +63,6 @@ class Spec:
     model: str | None = None
     method_args: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
-    awaits: str = ""
 
     @property
     def script(self) -> str:
