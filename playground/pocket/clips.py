@@ -72,7 +72,8 @@ class Clip:
     def scene(self, time: float) -> Scene:
         """What is there at a time."""
         found = (a.at(time, self.frames) for a in self.actors)
-        return Scene(self.size, tuple(t for t in found if t is not None), self.seed)
+        things = tuple(t for t in found if t is not None)
+        return Scene((self.size, self.size), things, self.seed)
 
     def shapes(self) -> list[Actor]:
         return [a for a in self.actors if a.thing.kind == "shape"]
@@ -87,7 +88,9 @@ class Clip:
         for j in range(self.frames) if frames is None else frames:
             for a in actors:
                 if (t := a.at(j, self.frames)) is not None:
-                    found |= {j * self.grid**2 + p for p in thing_patches(t, self.grid)}
+                    found |= {
+                        j * self.grid**2 + p for p in thing_patches(t, (self.grid, self.grid))
+                    }
         return sorted(found)
 
     def is_there(self, actor: Actor, frame: int) -> bool:
@@ -103,7 +106,7 @@ def _behave(
     dx, dy, length = 0, 0, 0
     if kind == "moves":
         dx, dy = list(DIRECTIONS.values())[int(rng.integers(4))]
-        length = int(rng.integers(3 * PATCH, max(3 * PATCH + 1, floor.size // 2)))
+        length = int(rng.integers(3 * PATCH, max(3 * PATCH + 1, floor.size[0] // 2)))
     w, h = s + abs(dx) * length, s + abs(dy) * length
     box = _place(rng, floor, w, h, None, 0)
     if box is None:
@@ -147,9 +150,7 @@ def _sign(
     return Actor(thing, "changes" if later else "still", later=later, change=change)
 
 
-def make_clip(
-    *seed: int, size: int = SIDE, frames: int = FRAMES, changes: float = 0.5
-) -> Clip:
+def make_clip(*seed: int, size: int = SIDE, frames: int = FRAMES, changes: float = 0.5) -> Clip:
     """The clip of a seed.
 
     Three shapes occur once (so "the star" is one thing all the time), two colours likewise; one
@@ -161,7 +162,7 @@ def make_clip(
     shapes = [str(s) for s in rng.permutation(v.SHAPES)]
     colors = [str(c) for c in rng.permutation(list(v.COLORS))]
     common, rare = colors[:5], colors[5:]
-    floor = _Floor(size)
+    floor = _Floor((size, size))
     actors: list[Actor | None] = []
     for i in range(int(rng.integers(1, 3)) if large else int(rng.random() < 0.8)):
         actors.append(_sign(rng, floor, common[i], frames, changes))
@@ -185,7 +186,7 @@ def render_clip(clip: Clip, times: Sequence[float] | None = None) -> np.ndarray:
 
     The ground is the same all the time, and so is the colour of each thing."""
     rng = np.random.default_rng([*clip.seed, 7102])
-    ground = background(rng, clip.size)
+    ground = background(rng, (clip.size, clip.size))
     _clutter(ground, rng)
     out = []
     for time in range(clip.frames) if times is None else times:

@@ -296,9 +296,8 @@ def test_specifications_name_what_there_is() -> None:
         assert set(spec.first) - {BLANK} <= set(METHODS)
         quick = spec.quickly()
         assert len(quick.tokens) <= 2 and len(quick.first) <= 6 and not quick.rest
-        if not spec.awaits:
-            for name in spec.benchmarks:
-                get_benchmark(name)
+        for name in spec.benchmarks:
+            get_benchmark(name)
     assert len(SPEC.benchmarks) == 9 and SPEC.tokens == (192, 128, 64, 32)
     assert SEEDS == (0, 1, 2)
 

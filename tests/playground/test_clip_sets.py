@@ -54,7 +54,8 @@ def test_the_evaluation_reads_it_and_true_answers_score_full(name):
 @pytest.mark.parametrize("name", CLIP_NAMES)
 def test_files_have_video_llavas_fields(name):
     questions, answers = load(name, "test_q.json"), load(name, "test_a.json")
-    assert {frozenset(q) for q in questions} == {frozenset({"question", "video_name", "question_id"})}
+    asks = {"question", "video_name", "question_id"}
+    assert {frozenset(q) for q in questions} == {frozenset(asks)}
     assert {frozenset(a) for a in answers} == {frozenset({"answer", "type", "question_id"})}
     assert [q["question_id"] for q in questions] == [a["question_id"] for a in answers]
     assert all(a["answer"] == a["answer"].lower() for a in answers)
@@ -91,7 +92,5 @@ def test_the_writer_makes_the_same_again(name, tmp_path: Path):
 
 def test_no_clip_is_in_two_sets_or_in_training():
     assert video.CLIP_SEED < 1_000_000
-    ranges = [
-        set(range(video.FIRST[n], video.FIRST[n] + video.CLIPS[n])) for n in CLIP_NAMES
-    ]
+    ranges = [set(range(video.FIRST[n], video.FIRST[n] + video.CLIPS[n])) for n in CLIP_NAMES]
     assert len(set.union(*ranges)) == sum(map(len, ranges))

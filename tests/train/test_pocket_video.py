@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,9 @@ from transformers import VideoLlavaForConditionalGeneration as Stock
 
 from llava.conversation import conv_templates
 from llava.train.pocket_data import IGNORE
-from llava.train.pocket_forward import BLOCKS, LONG, attend, attend_causal, decoder_states
+from llava.train.pocket_forward import decoder_states
 from llava.train.pocket_model import make_tokenizer
+from llava.train.pocket_video import VideoRun, export_run, train
 from llava.train.pocket_video_data import ClipData, ClipTeacher, VideoPhase
 from llava.train.pocket_video_loss import PocketVideo
 from llava.train.pocket_video_model import (
@@ -34,7 +33,6 @@ from playground.pocket.clip_questions import clip_questions
 from playground.pocket.clips import make_clip
 from tests.train.tiny import write_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
 FULL = VideoPhase("t", 16, 8, 1, 1, 1, 160)
 
 
@@ -164,36 +162,24 @@ def test_what_is_watched_is_what_the_clip_shows(tokenizer):
     assert torch.equal(frames[0, 1:] - 1, batch["grid_ids"][0])
 
 
-def test_long_causal_attention_in_blocks_is_the_same():
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(1, 2, LONG + 37, 8) for _ in range(3))
-    mask = torch.full((LONG + 37, LONG + 37), torch.finfo(torch.float32).min).triu(1)
-    assert BLOCKS > 1
-    torch.testing.assert_close(attend_causal(q, k, v, mask), attend(q, k, v, mask))
-
-
-def command(run: Path, start: Path, *more: str) -> list[str]:
-    return [
-        sys.executable, "-m", "llava.train.pocket_video", "--run", str(run), "--config", "tiny",
-        "--start", str(start), "--log-every", "1", *more,
-    ]  # fmt: skip
+def go(run: Path, start: Path, steps: int = 0, seed: int = 0) -> VideoRun:
+    """One call of the command, in this process."""
+    held = VideoRun(run, "tiny", start, seed, 1e-3)
+    args = argparse.Namespace(minutes=1e9, steps=steps, save_minutes=1e9, log_every=1)
+    train(held, args)
+    return held
 
 
 def entries(run: Path) -> list[dict]:
     lines = (run / "log.jsonl").read_text().splitlines()
-    return [
-        {k: x for k, x in json.loads(line).items() if "seconds" not in k} for line in lines
-    ]
+    return [{k: x for k, x in json.loads(line).items() if "seconds" not in k} for line in lines]
 
 
-@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(image_model, tmp_path):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    out = tmp_path / "out"
-    subprocess.run(command(whole, image_model, "--export", str(out)), cwd=ROOT, env=env, check=True)
+    whole, parts, out = (tmp_path / n for n in ("whole", "parts", "out"))
+    export_run(go(whole, image_model), out)
     for _ in range(2):
-        subprocess.run(command(parts, image_model, "--steps", "5"), cwd=ROOT, env=env, check=True)
+        go(parts, image_model, steps=5)
     assert entries(whole) == entries(parts) and len(entries(whole)) == 7
     a, b = (load_file(next(f.glob("model-*.safetensors"))) for f in (whole, parts))
     assert set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
@@ -206,10 +192,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(image_model, tmp_p
     assert tower_digest(model.model.video_tower) == facts["tower_sha256"]
     assert tower_digest(model.model.video_tower) == tower_digest(fresh.model.video_tower)
     assert not torch.equal(model.lm_head.weight, fresh.lm_head.weight)
-    refused = subprocess.run(
-        command(whole, image_model, "--seed", "1"), cwd=ROOT, env=env, capture_output=True
-    )
-    assert refused.returncode and b"another --run folder" in refused.stderr
+    with pytest.raises(ValueError, match="another --run folder"):
+        go(whole, image_model, seed=1)
 
 
 def test_what_is_exported_loads_here(pocket, tokenizer, tmp_path):

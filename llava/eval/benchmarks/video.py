@@ -24,6 +24,7 @@ HINT = (
     "expected Video-LLaVA's files, which its TRAIN_AND_VALIDATE.md links (docs/data.md); or leave "
     "DATA out for the bundled sample"
 )
+POCKET_VIDEO = "checkpoints/pocket-video-llava"
 GPT_FILE = "merge.jsonl"  # as Video-LLaVA's scripts name it
 
 
@@ -35,7 +36,7 @@ class ClipBenchmark(Benchmark):
     """
 
     metric = "exact match, no GPT"
-    default_model = "checkpoints/pocket-video-llava"
+    default_model = POCKET_VIDEO
     bundled_batch = 8
     beside = ("contained",)
     lacks: Mapping[str, str] = {}

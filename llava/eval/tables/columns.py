@@ -93,9 +93,6 @@ def plan(request: Request) -> Column:
     """The column; its ``reason`` says why it cannot be, nothing raises."""
     known = BENCHMARKS.get(request.benchmark)
     column = Column(request, known.title if known else request.benchmark)
-    if request.spec.awaits:
-        column.reason = request.spec.awaits
-        return column
     if known is None:
         column.reason = f"there is no benchmark {request.benchmark!r} here yet"
         return column

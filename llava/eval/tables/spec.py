@@ -51,7 +51,6 @@ class Spec:
         method_args: fields of methods that the whole table sets, as name=value.
         model_types: kinds of checkpoint, as ``model_type`` of their configuration, that it is for;
             empty for any.
-        awaits: why none of it can be run in this version; "" where it can.
     """
 
     name: str
@@ -69,7 +68,6 @@ class Spec:
     bundled: tuple[str, ...] = ()
     method_args: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
-    awaits: str = ""
 
     @property
     def script(self) -> str:
