@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,9 +16,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from visiondrop.functional.anyres_layout import TileGrid
+from visiondrop.functional.frame_layout import FrameGrid
+from visiondrop.functional.packed_layout import PackedGrid
+from visiondrop.functional.tile_run import TileRun
 from visiondrop.prefix import Prefix
 from visiondrop.reducer import Reducer
-from visiondrop.trace import SampleTrace, StageTrace
+from visiondrop.trace import Grid, SampleTrace, StageTrace
 
 __all__ = ["model_fingerprint", "read_prefixes", "write_prefixes"]
 
@@ -161,13 +165,18 @@ def _read(file: Any, names: set[str], p: int, entry: dict[str, Any]) -> Prefix:
             )
             for s, stage in enumerate(sample.pop("stages"))
         ]
-        grids = [None if g is None else _grid(g) for g in sample.pop("grids")]
+        grids: list[Grid | None] = [None if g is None else _grid(g) for g in sample.pop("grids")]
         sample = SampleTrace(**sample, stages=stages, grids=grids)
     blocks = [(first, length) for first, length in entry["blocks"]]
     ids = file.get_tensor(f"{p}.ids").cpu()
     return Prefix(entry["key"], ids, layers, blocks, entry["positions"], sample)
 
 
-def _grid(fields: dict[str, Any]) -> TileGrid:
-    """JSON has lists where a grid has tuples."""
-    return TileGrid(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+def _grid(fields: dict[str, Any]) -> Grid:
+    """The kind of grid that has these fields; JSON has lists where a grid has tuples."""
+    kinds: dict[frozenset[str], Any] = {
+        frozenset(field.name for field in dataclasses.fields(kind)): kind
+        for kind in (TileGrid, TileRun, PackedGrid, FrameGrid)
+    }
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return kinds[frozenset(fields)](**plain)

@@ -193,8 +193,8 @@ def alike_frames(count: int, seed: int) -> torch.Tensor:
     return torch.cat(frames)[:count]
 
 
-def test_image_cache_serves_every_question() -> None:
-    """Questions on kept prefixes, of one picture and of three, = asked afresh."""
+def test_image_cache_serves_every_question(tmp_path: Path) -> None:
+    """Questions on kept prefixes, of one picture and of three, = asked afresh; also from a file."""
     model, options = tiny_internvl(), {"max_new_tokens": 4, "min_new_tokens": 4}
     cache = ImageCache(model, STAGED)
     begins, questions = [prompt(3, 0, 0, [3]), prompt(3, 2, 1, [3, 1, 5])], [[5, 6, 7], [8, 9]]
@@ -203,8 +203,16 @@ def test_image_cache_serves_every_question() -> None:
         cache.build(torch.tensor([ids]), **images)
         for ids, images in zip(begins, pictures, strict=True)
     ]
+    cache.save(tmp_path / "kept.safetensors")
+    cache = ImageCache(model, STAGED)
+    assert cache.load(tmp_path / "kept.safetensors") == 2
+    read = [cache.get(prefix.key) for prefix in prefixes]
+    for prefix, again in zip(prefixes, read, strict=True):
+        assert again is not None and again.sample is not None and prefix.sample is not None
+        assert again.sample.to_dict() == prefix.sample.to_dict()
+        assert again.sample.grids == prefix.sample.grids
     out = cache.generate(
-        prefixes,
+        read,
         [torch.tensor(ids) for ids in questions],
         **options,
         do_sample=False,
