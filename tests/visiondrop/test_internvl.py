@@ -278,6 +278,12 @@ def test_how_crops_lie_is_seen(shape: tuple[int, int]) -> None:
     run = TileRun.of(tiles, SIDE)
     assert (run.tiles, run.overview, run.unpruned) == (len(tiles), rows * columns, len(tiles) * 16)
     assert run.locate(TOKENS * (rows * columns) + SIDE + 2) == ("patch", rows * columns, 1, 2)
+    cell = TILE // SIDE
+    left, top = ((columns - 1) * SIDE + 2) * cell, ((rows - 1) * SIDE + 1) * cell
+    token = TOKENS * (rows * columns - 1) + SIDE + 2  # of the last crop
+    assert run.box(token) == pytest.approx((left, top, left + cell, top + cell))
+    across, down = columns * cell, rows * cell
+    assert run.box(token + TOKENS) == pytest.approx((2 * across, down, 3 * across, 2 * down))
     bright = torch.zeros(SIDE, SIDE)
     bright[0, 0] = 1.0
     weights = run.importance(bright.flatten())
