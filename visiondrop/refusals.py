@@ -54,8 +54,9 @@ def refuse_single_frames(
         return
     rows = geometry.grid[0] * geometry.grid[1] + int(geometry.cls_in_prompt)
     for r, count in enumerate((input_ids == kind.token_id).sum(-1).tolist()):
-        if 0 < count <= rows or (count and geometry.crops):
-            has = "pictures of several tiles" if geometry.crops else "one"
+        tiled = geometry.crops and not geometry.single
+        if 0 < count <= rows or (count and tiled):
+            has = "pictures of several tiles" if tiled else "one"
             raise ValueError(
                 f"{method.name!r} needs {NEEDS['frames']}, and prompt {r} has {has}; methods that "
                 f"work here: {', '.join(working(geometry, 'frames'))}"
