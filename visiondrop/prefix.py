@@ -8,7 +8,7 @@ of a batch of questions (`join_prefixes`), where each row may go on from another
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from visiondrop.cache import CacheBlock, PrunedMixin, is_pruned, make_pruned
 from visiondrop.trace import SampleTrace
 
-__all__ = ["Prefix", "cut_prefixes", "join_prefixes", "left_pad"]
+__all__ = ["Prefix", "cut_prefixes", "join_prefixes", "join_states", "left_pad"]
 
 ROOM = 64
 """Columns that a layer of the KV cache grows by at least."""
@@ -36,6 +36,8 @@ class Prefix:
         blocks: (first decoder layer, tokens held) of each block, from layer 0 on.
         positions: the next token's position where positions are those of the unpruned prompt.
         sample: what the method did, with the token ledger; None for a prefix without pictures.
+        state: [1, ...] each, what else the prefill left on its KV cache for this row
+            (`PrunedMixin.state`: with M-RoPE, by how much positions differ from counts).
     """
 
     key: str
@@ -44,6 +46,7 @@ class Prefix:
     blocks: list[tuple[int, int]]
     positions: int
     sample: SampleTrace | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Tokens of the unpruned prompt."""
@@ -70,18 +73,19 @@ def cut_prefixes(
     """
     if is_pruned(cache):
         blocks = [(block.first_layer, block.count.tolist()) for block in cache.blocks]
-        positions = cache.logical_count.tolist()
+        positions, state = cache.logical_count.tolist(), cache.state
     else:
         positions = [len(row) for row in ids]
-        blocks = [(0, positions)]
+        blocks, state = [(0, positions)], {}
     out = []
     for r, key in enumerate(keys):
         layout = [(first, int(counts[r])) for first, counts in blocks]
-        prefix = Prefix(key, ids[r].cpu(), [], layout, int(positions[r]), samples[r])
+        own = {name: rows[r : r + 1].clone() for name, rows in state.items()}
+        prefix = Prefix(key, ids[r].cpu(), [], layout, int(positions[r]), samples[r], own)
         for index, layer in enumerate(cache.layers):
             first = layer.keys.shape[-2] - prefix.held(index)
-            own = (layer.keys[r, :, first:], layer.values[r, :, first:])
-            prefix.layers.append((own[0].clone(), own[1].clone()))
+            pair = (layer.keys[r, :, first:], layer.values[r, :, first:])
+            prefix.layers.append((pair[0].clone(), pair[1].clone()))
         out.append(prefix)
     return out
 
@@ -107,9 +111,19 @@ def join_prefixes(prefixes: Sequence[Prefix], config: Any, room: int = ROOM) -> 
         if any(prefix.held(first) < width for prefix in prefixes):
             mask = torch.arange(width, device=device)[None] >= width - counts[:, None]
         cache.blocks.append(CacheBlock(first, mask, counts, width))
+    cache.state = join_states(prefixes)
     cache.logical = max(map(len, prefixes))
     cache.logical_count = torch.tensor([prefix.positions for prefix in prefixes], device=device)
     return cache
+
+
+def join_states(prefixes: Sequence[Prefix]) -> dict[str, Tensor]:
+    """What prefills left beside keys and values, one row each; zeros where one left nothing."""
+    like = {name: rows for prefix in prefixes for name, rows in prefix.state.items()}
+    return {
+        name: torch.cat([p.state.get(name, torch.zeros_like(rows)) for p in prefixes])
+        for name, rows in like.items()
+    }
 
 
 def pile(rows: Sequence[Tensor], width: int, room: int) -> Tensor:

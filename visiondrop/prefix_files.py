@@ -66,9 +66,12 @@ def write_prefixes(
         for index, pair in enumerate(prefix.layers):
             for part, tensor in zip(("key", "value"), pair, strict=True):
                 tensors[f"{p}.layers.{index}.{part}"] = tensor.contiguous().cpu()
+        for name, tensor in prefix.state.items():
+            tensors[f"{p}.state.{name}"] = tensor.contiguous().cpu()
         entries.append(
             {
                 "key": prefix.key,
+                "state": sorted(prefix.state),
                 "blocks": prefix.blocks,
                 "positions": prefix.positions,
                 "layers": len(prefix.layers),
@@ -169,7 +172,8 @@ def _read(file: Any, names: set[str], p: int, entry: dict[str, Any]) -> Prefix:
         sample = SampleTrace(**sample, stages=stages, grids=grids)
     blocks = [(first, length) for first, length in entry["blocks"]]
     ids = file.get_tensor(f"{p}.ids").cpu()
-    return Prefix(entry["key"], ids, layers, blocks, entry["positions"], sample)
+    state = {name: file.get_tensor(f"{p}.state.{name}") for name in entry["state"]}
+    return Prefix(entry["key"], ids, layers, blocks, entry["positions"], sample, state)
 
 
 def _grid(fields: dict[str, Any]) -> Grid:

@@ -10,10 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visiondrop.prefix import left_pad
+
 __all__ = ["digest_of", "merge_inputs", "one_row", "picture_names", "rows_of"]
 
 PIXELS = ("pixel_values", "images", "pixel_values_videos")
 """What names of pictures stand for."""
+
+
+BY_TOKEN = ("mm_token_type_ids", "token_type_ids")
+"""Arguments with one value per id."""
 
 
 def rows_of(ids: Any) -> list[Tensor]:
@@ -105,7 +111,7 @@ def merge_inputs(prompts: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], di
     """Rows of ids, and everything else of all prompts in their order.
 
     Tensors are joined along the first axis (pictures of fewer tiles get empty ones), lists end to
-    end, `images` become one list of pictures.
+    end, `images` become one list of pictures, and what has one value per id is left-padded.
 
     Raises `ValueError` where prompts do not have the same arguments.
     """
@@ -115,7 +121,10 @@ def merge_inputs(prompts: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], di
     out: dict[str, Any] = {}
     for name in sorted(names):
         values = [own[name] for own in given if name in own]
-        if name == "images":
+        if name in BY_TOKEN:
+            own_rows = [one_row(p[name], p.get("attention_mask")) for p in given]
+            out[name] = left_pad(own_rows)[0]
+        elif name == "images":
             out[name] = [picture for value in values for picture in pictures_of(value)]
         elif all(isinstance(value, Tensor) for value in values):
             out[name] = join(values)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.visiondrop import next_models as anyres
+from tests.visiondrop import qwen_models as qwen
 from tests.visiondrop.matrix import METHODS, SETTINGS, exempt
 from tests.visiondrop.models import IMAGE, PATCHES, batch, generate, logits, pixels, prompt, tiny
 from visiondrop import ImageCache, Random, Uniform, VisionDrop, image_cache, prefix
@@ -22,6 +23,7 @@ KEPT = VisionDrop(encoder=(14, 4), llm={2: (10, 3), 6: (3, 0)}, positions="origi
 HEADS = [prompt(3, 0, 1), prompt(8, 0, 2)]
 QUESTIONS = [[11, 12, 13], [14, 15, 16, 17, 18, 19], [20]]
 OWN = [0, 1, 1]
+BY_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
 REUSABLE = [n for n in METHODS if why_not_reusable(METHODS[n]) is None and not exempt(n, "single")]
 
 
@@ -143,6 +145,36 @@ def test_pictures_of_any_resolution(positions: Any, attention: str) -> None:
         kept = prefixes[i].sample
         assert kept.tokens_per_layer == trace.samples[0].tokens_per_layer
         assert kept.newlines_per_layer == trace.samples[0].newlines_per_layer
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_positions_with_three_planes(family: str) -> None:
+    """The model itself remembers its last prompt's positions only; each prefix has its own."""
+    model = qwen.tiny_qwen(family)
+    method = VisionDrop(encoder=(9, 3), llm={3: (5, 2)}, query="patches", positions="original")
+    cache = ImageCache(model, method)
+    shown = [[("image", (1, 4, 6), 1)], [("image", (1, 6, 6), 2)]]
+    rows = [qwen.row(3, 4, 1, shown[0]), qwen.row(6, 5, 2, shown[1])]
+    prompts, rests, alone = [], [], []
+    for row, own in zip(rows, shown, strict=True):
+        given = qwen.inputs(family, [row], [own])
+        head, rest = cache.split(row)
+        prompts.append(given | {k: given[k][:, : len(head)] for k in BY_TOKEN})
+        rests.append(rest)
+        with method(model):
+            alone.append(torch.stack(qwen.generate(model, given).logits)[:, 0])
+    options = {"max_new_tokens": 4, "min_new_tokens": 4}
+    together = cache.build_all(prompts)
+    for own in (together, [cache.prefill([own])[0] for own in prompts]):
+        out = logits(ask(cache, own, rests, **options))
+        first = cache.logits(own[::-1], rests[::-1])
+        for r, expected in enumerate(alone):
+            torch.testing.assert_close(out[:, r], expected, **CLOSE)
+            torch.testing.assert_close(first[1 - r], expected[0], **CLOSE)
+    beams = ask(cache, together, rests, num_beams=2, **options)
+    with method(model):
+        both = qwen.generate(model, qwen.inputs(family, rows, shown), num_beams=2)
+    assert beams.sequences.tolist() == both.sequences[:, -4:].tolist()
 
 
 @pytest.mark.parametrize(

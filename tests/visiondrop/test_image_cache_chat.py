@@ -59,7 +59,7 @@ def test_every_turn_equals_a_fresh_prompt_of_all_ids(method: Any, attention: str
         rows.append((row, new))
         assert chat.ids.tolist() == row + new
     handle.remove()
-    # The picture, four steps; then the last answer's last token had not been read: it goes with the next turn.
+    # The picture and four steps; then each answer's last token goes with the next turn.
     assert columns[5:9] == [1 + 3, 1, 1, 1] and columns[9:13] == [1 + 1, 1, 1, 1]
     assert columns[-4:] == [1 + 2, 1, 1, 1]
     for (row, new), seen, (_, _, count) in zip(rows, ask.seen, turns, strict=True):
