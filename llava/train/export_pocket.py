@@ -1,7 +1,7 @@
 """Writes a run's weights in Hugging Face layout, with its log and the facts of its making.
 
-``python -m llava.train.export_pocket --run runs/pocket --out checkpoints/pocket-llava``; of a run of
-``llava.train.pocket_next``, too.
+``python -m llava.train.export_pocket --run runs/pocket --out checkpoints/pocket-llava``
+does so, of runs of ``llava.train.pocket_next``, too.
 """
 
 from __future__ import annotations

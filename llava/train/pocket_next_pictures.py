@@ -45,8 +45,8 @@ def grid_of(size: tuple[int, int], side: int = FULL) -> TileGrid:
 def rows_of_squares(ids: list[int], columns: int, grid: TileGrid) -> list[int]:
     """The packed picture's rows that show the given squares of 14 x 14 pixels of the original.
 
-    ids: row-major, ``columns`` squares a row. A patch counts where more than a fifth of its side is
-    covered both ways; without scaling that is one patch for each square.
+    ids: row-major, ``columns`` squares a row. A patch counts where more than 15 % of its sides is
+    covered; without scaling that is one patch for each square.
     """
     r0, r1, c0, c1 = grid.window
     wide, high = grid.original
@@ -55,7 +55,7 @@ def rows_of_squares(ids: list[int], columns: int, grid: TileGrid) -> list[int]:
     def covered(square: int, side: int, patches: int) -> range:
         """Patches along a side of so many pixels."""
         a, b = (min(p * PATCH, side) * patches / side for p in (square, square + 1))
-        return range(int(a + 0.8), max(min(math.ceil(b - 0.2), patches), int(a + 0.8) + 1))
+        return range(int(a + 0.15), min(math.ceil(b - 0.15), patches))
 
     for square in ids:
         row, column = divmod(square, columns)

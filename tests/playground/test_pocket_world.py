@@ -124,12 +124,8 @@ def test_region_of_exist_does_not_tell_the_answer():
         for q in questions(scene, i):
             if q.type == "exist":
                 (shape,) = [s for s in v.SHAPES if s in q.text]
-                patches = {
-                    p
-                    for t in scene.shapes()
-                    if t.shape == shape
-                    for p in thing_patches(t, (24, 24))
-                }
+                found = [t for t in scene.shapes() if t.shape == shape]
+                patches = {p for t in found for p in thing_patches(t, scene.grid)}
                 assert set(q.region) == patches
 
 

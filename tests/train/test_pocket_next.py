@@ -242,7 +242,7 @@ def test_both_front_ends_answer_right():
     )
     rows = [r for r in read_set(DATA, 0) if r["type"] in ("letter", "number", "color", "shape")]
     right = 0
-    for r in rows[8:14]:
+    for r in rows[8:11]:
         conv = conv_templates["vicuna_v1"].copy()
         conv.append_message(conv.roles[0], f"<image>\n{r['prompt']}")
         conv.append_message(conv.roles[1], None)
@@ -259,7 +259,7 @@ def test_both_front_ends_answer_right():
         )  # fmt: skip
         assert tokenizer.batch_decode(out, skip_special_tokens=True)[0].strip() == text.strip()
         right += text.strip() == r["answer"]
-    assert right >= 5
+    assert right == 3
 
 
 def test_tiles_matter():
@@ -270,8 +270,8 @@ def test_tiles_matter():
     for r in rows:
         by_picture.setdefault(r["image"], []).append(r)
     full, small = [], []
-    for image, some in list(by_picture.items())[:8]:
+    for image, some in list(by_picture.items())[:5]:
         feats = scorer.picture(Image.open(DATA / "train_images" / image).convert("RGB"))
         full += scorer.right(feats, some)
         small += scorer.right(feats[:576], some)
-    assert len(full) >= 12 and np.mean(full) > 0.75 and np.mean(full) > np.mean(small) + 0.4
+    assert len(full) >= 9 and np.mean(full) > 0.75 and np.mean(full) > np.mean(small) + 0.4

@@ -132,9 +132,10 @@ def note() -> str:
     )
     return (
         f"One picture, one prefill, batch 1, by formula (`visiondrop/profiling/flops.py`). {texts} "
-        "(of the two 7B models as the paper's figures imply). TFLOPs: what runs, the tower up to the layer that is read "
-        "and the LM head at the last position; the paper's counting takes the whole tower and all "
-        "positions. What choosing tokens costs is not in it. KV MB: float16. ms: to be measured on "
+        "(of the two 7B models as the paper's figures imply). TFLOPs: what runs, the tower up to "
+        "the layer that is read and the LM head at the last position; the paper's counting takes "
+        "the whole tower and all positions. What choosing tokens costs is not in it. KV MB: "
+        "float16. ms: to be measured on "
         "a GPU with the checkpoint; the published ones are from another machine."
     )
 
