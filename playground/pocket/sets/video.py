@@ -28,7 +28,7 @@ HAPPENS = tuple(
 )
 SIGNS = ("letter", "number", "word", "text_start", "text_end")
 TYPES = {
-    "tgif": ("color", "shape", "count_end", *HAPPENS),
+    "tgif": ("color", "shape", "count_end", "exist_start", "exist_end"),
     "msvd": ("color", "shape", "exist", "exist_start", "exist_end", *SIGNS),
     "msrvtt": CLIP_TYPES,
 }
