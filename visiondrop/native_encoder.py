@@ -14,7 +14,7 @@ none is dropped.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from visiondrop.encoder import Encoded, Encoding, Picture, picture_keys, picture_questions
 from visiondrop.merged_tokens import MergedView
-from visiondrop.merging import Reduction, keep_only, per_picture
+from visiondrop.merging import Reduction, concatenate, keep_all, keep_only, per_picture
 from visiondrop.scoring import CHUNK_ELEMENTS
 from visiondrop.tiles import frame_budgets
 from visiondrop.trace import StageTrace
@@ -92,8 +92,9 @@ def encode_native(encoding: Encoding, tower: PackedTower, pixels: list[Tensor]) 
         own = tower.tokens[tower.first[p] : tower.first[p] + rows]
         frames = [kept.get((p, f)) for f in range(t)]
         if any(frame is not None for frame in frames):
-            whole = [whole_frame(own[f * n : (f + 1) * n]) for f in range(t)]
-            one = joined([frame or all_ for frame, all_ in zip(frames, whole, strict=True)])
+            one_each = torch.ones(1, n, dtype=torch.long, device=own.device)
+            whole = [keep_all(part[None], one_each) for part in own.split(n)]
+            one = concatenate([frame or all_ for frame, all_ in zip(frames, whole, strict=True)])
             source = one.source[0]
             info.tokens, info.sizes = source.shape[0], one.sizes[0]
             info.identity = info.slot = identity[source]
@@ -189,31 +190,7 @@ def view_of(
     return MergedView(features, patches, groups, grid)
 
 
-def whole_frame(tokens: Tensor) -> Reduction:
-    """Nothing done to a frame [n, D']."""
-    every = torch.arange(tokens.shape[0], device=tokens.device)[None]
-    return keep_only(tokens[None], torch.ones_like(every), every)
-
-
 def nothing_of(tokens: Tensor) -> Reduction:
     """A frame [n, D'] dropped."""
     every = torch.arange(tokens.shape[0], device=tokens.device)[None]
     return keep_only(tokens[None], torch.ones_like(every), every[:, :0])
-
-
-def joined(frames: list[Reduction]) -> Reduction:
-    """The reductions of a video's frames (G = 1 each) as one, frame behind frame."""
-    scores = [frame.score for frame in frames]
-    before = after = 0
-    for frame in frames:
-        frame.source = frame.source + before
-        frame.target = torch.where(frame.target < 0, -1, frame.target + after)
-        before += frame.target.shape[1]
-        after += frame.source.shape[1]
-    parts = {
-        f.name: torch.cat([getattr(frame, f.name) for frame in frames], 1)
-        for f in fields(Reduction)
-        if f.name != "score"
-    }
-    score = None if any(s is None for s in scores) else torch.cat(scores, 1)  # type: ignore[arg-type]
-    return Reduction(**parts, score=score)
