@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from visiondrop.draw_patches import FRAME, SIDE, Box, count_tokens, paint, tile_panel
-from visiondrop.functional.anyres_layout import TileGrid
+from visiondrop.draw_patches import FRAME, SIDE, Box, Tiled, count_tokens, paint, tile_panel
+from visiondrop.functional.packed_layout import PackedGrid
 from visiondrop.trace import SampleTrace
 
 __all__ = [
@@ -78,22 +78,20 @@ def first_panel(
 ) -> Panel:
     """The picture with nothing dropped; arguments as for `draw_sample`."""
     layout = layout_of(sample, grid, picture)
-    if isinstance(layout, TileGrid):
-        width, height = layout.original
+    if not isinstance(layout, tuple):
+        width, height = image.size if isinstance(layout, PackedGrid) else layout.original
         return tile_panel(image, layout), f"picture, {width} x {height}: {layout.unpruned} tokens"
     if native(sample, picture):
         return whole_panel(image), f"picture: {layout[0]} x {layout[1]} tokens"
     return panel_of(image), f"picture: {layout[0] * layout[1]} patches"
 
 
-def layout_of(
-    sample: SampleTrace, grid: tuple[int, int], picture: int
-) -> TileGrid | tuple[int, int]:
+def layout_of(sample: SampleTrace, grid: tuple[int, int], picture: int) -> Tiled | tuple[int, int]:
     """How the tokens of a picture lie: in tiles, or in (rows, columns). Raises `ValueError` on a
     video.
     """
     tiles = sample.grids[picture] if picture < len(sample.grids) else None
-    if isinstance(tiles, TileGrid):
+    if isinstance(tiles, Tiled):
         return tiles
     frames, rows, columns = (1, *grid)
     if native(sample, picture):
@@ -128,7 +126,7 @@ def stage_panels(
 ) -> list[Panel]:
     """One panel for each stage; arguments as for `draw_sample`."""
     layout = layout_of(sample, grid, picture)
-    tiles = layout if isinstance(layout, TileGrid) else None
+    tiles = None if isinstance(layout, tuple) else layout
     plain = whole_panel(image) if native(sample, picture) else panel_of(image)
     panels = []
     stages = [stage for stage in sample.stages if stage.picture == picture]

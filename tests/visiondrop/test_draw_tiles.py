@@ -30,6 +30,7 @@ from visiondrop.draw import GAP, HEAD, draw_sample, stage_panels
 from visiondrop.draw_patches import CAPTION, tile_panel, tile_view
 from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.functional.frame_layout import FrameGrid
+from visiondrop.functional.packed_layout import PackedGrid
 from visiondrop.functional.tile_run import TileRun
 from visiondrop.show import main
 from visiondrop.trace import SampleTrace, StageTrace
@@ -243,6 +244,27 @@ def test_crops_before_the_thumbnail() -> None:
     sample = staged([0], PATCHES, alone, None)
     (panel, _) = stage_panels(sample, image, (SIDE, SIDE))[0]
     assert abs(panel.width - panel.height) <= 1
+
+
+def test_packed_pictures_spread_over_the_whole() -> None:
+    """LLaVA-OneVision's: a base tile, then the crops' tokens as they were shrunk and unpadded."""
+    image = Image.new("RGB", (300, 200), (90, 120, 150))
+    grid = PackedGrid(SIDE, 4, 9, tiles=5)
+    kept = [3, grid.base + 9 + 2, grid.first_newline + 1]  # row 1, column 2 of the crops' grid
+    sample = staged(kept, grid.unpruned, grid, None)  # type: ignore[arg-type]
+    ((_, title),) = stage_panels(sample, image, (SIDE, SIDE))
+    assert title == "layer 2: 3 tokens (2 + 1 newlines)"
+    (_, fate) = sample.fates()[0]
+    for thumbnail, rows, columns, only in ((True, SIDE, SIDE, (0, 3)), (False, 4, 9, (1, 2))):
+        view = tile_view(image, grid, fate, set(), thumbnail)
+        assert abs(view.width * 2 - view.height * 3) <= 2
+        shades = np.asarray(view).astype(int)
+        for row in range(rows):
+            for column in range(columns):
+                y = int((row + 0.5) / rows * view.height)
+                x = int((column + 0.5) / columns * view.width)
+                same = (shades[y, x] == (90, 120, 150)).all()
+                assert same == ((row, column) == only), (thumbnail, row, column)
 
 
 def test_native_resolution_keeps_its_proportions() -> None:
