@@ -80,12 +80,12 @@ def write_prefixes(
     metadata = {"visiondrop": json.dumps({**owner_of(model, method), "prefixes": entries})}
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.tmp{os.getpid()}")
+    draft = target.with_name(f"{target.name}.tmp{os.getpid()}")
     try:
-        save_file(tensors, part, metadata)
-        os.replace(part, target)
+        save_file(tensors, draft, metadata)
+        os.replace(draft, target)
     finally:
-        part.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 def _record(
