@@ -37,6 +37,7 @@ from visiondrop.trace import Trace
 __all__ = ["CacheStats", "ImageCache"]
 
 TOWER_BYTES = 256 * 2**20
+NAMED = {"LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"}
 EXPANDING = ("num_beams", "num_return_sequences")
 """Arguments of `generate` that make several rows of a prompt."""
 
@@ -114,13 +115,18 @@ class ImageCache(PrefixStore):
             finally:
                 self._trace = None
 
+    def _visual(self, ids: Tensor) -> Tensor:
+        """Where ids stand for pictures or videos."""
+        kinds = self.adapter.visual_inputs(self.model.config)
+        return (ids < 0) | torch.isin(ids, ids.new_tensor([kind.token_id for kind in kinds]))
+
     def split(self, input_ids: Any) -> tuple[Tensor, Tensor]:
-        """A prompt's ids up to and with the last picture, and the rest.
+        """A prompt's ids up to and with the last picture or video, and the rest.
 
         Raises `ValueError` on ids without a picture.
         """
         ids = one_row(input_ids)
-        visual = (ids < 0) | (ids == self.adapter.image_token_id(self.model.config))
+        visual = self._visual(ids)
         if not bool(visual.any()):
             raise ValueError("the prompt holds no picture to split behind; give prefix and rest")
         end = int(visual.nonzero()[-1]) + 1
@@ -175,8 +181,11 @@ class ImageCache(PrefixStore):
         return self._run([self.key_of(prompt) for prompt in prompts], prompts)
 
     def named(self, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A beginning whose pictures have names: hashes of their pixels where none were given."""
-        if prompt.get("names") is not None:
+        """A beginning whose pictures have names: hashes of their pixels where none were given, in
+        families where a row of pixels is one picture. Others are hashed whole, and the tower's
+        outputs found again by names that are given only.
+        """
+        if prompt.get("names") is not None or NAMED.isdisjoint(self.adapter.families):
             return prompt
         names = picture_names(prompt, self.adapter.geometry(self.model.config).crops)
         return prompt if names is None else {**prompt, "names": names}
@@ -223,8 +232,7 @@ class ImageCache(PrefixStore):
             samples = iter(trace.samples[seen:])
             del trace.samples[seen:]
         own = [row[m.bool()] for row, m in zip(ids, mask, strict=True)]
-        token = self.adapter.image_token_id(self.model.config)
-        shown = [next(samples, None) if bool((row == token).any()) else None for row in own]
+        shown = [next(samples, None) if bool(self._visual(row).any()) else None for row in own]
         return cut_prefixes(cache, keys, own, shown)
 
     @property

@@ -102,8 +102,8 @@ def join_prefixes(prefixes: Sequence[Prefix], config: Any, room: int = ROOM) -> 
     device = prefixes[0].layers[0][0].device
     for index in range(len(cache.layers)):
         width = max(prefix.held(index) for prefix in prefixes)
-        rows = [prefix.layers[index] for prefix in prefixes]
-        cache.layers[index] = RoomyLayer(*(pile(r, width, room) for r in zip(*rows)), width)
+        keys, values = (pile([p.layers[index][i] for p in prefixes], width, room) for i in (0, 1))
+        cache.layers[index] = RoomyLayer(keys, values, width)
     for first in sorted({first for prefix in prefixes for first, _ in prefix.blocks}):
         counts = torch.tensor([prefix.held(first) for prefix in prefixes], device=device)
         width = max(prefix.held(first) for prefix in prefixes)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from torch import nn
 from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.functional.frame_layout import FrameGrid
 from visiondrop.functional.packed_layout import PackedGrid
-from visiondrop.functional.tile_run import TileRun
 from visiondrop.prefix import Prefix
 from visiondrop.reducer import Reducer
-from visiondrop.trace import Grid, SampleTrace, StageTrace
+from visiondrop.trace import SampleTrace, StageTrace
 
 __all__ = ["model_fingerprint", "read_prefixes", "write_prefixes"]
 
@@ -79,14 +78,14 @@ def write_prefixes(
             }
         )
     metadata = {"visiondrop": json.dumps({**owner_of(model, method), "prefixes": entries})}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f"{target.name}.tmp{os.getpid()}")
     try:
-        save_file(tensors, part, metadata)
-        os.replace(part, path)
+        save_file(tensors, draft, metadata)
+        os.replace(draft, target)
     finally:
-        part.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 def _record(
@@ -101,16 +100,9 @@ def _record(
             tensor = getattr(stage, name)
             if tensor is not None:
                 tensors[f"{at}.{s}.{name}"] = tensor.contiguous().cpu().clone()
-    return {
-        "key": sample.key,
-        "tokens_per_layer": sample.tokens_per_layer,
-        "lengths": sample.lengths,
-        "bytes_per_token": sample.bytes_per_token,
-        "newlines_per_layer": sample.newlines_per_layer,
-        "tokens_by_picture": sample.tokens_by_picture,
-        "grids": [None if g is None else vars(g) for g in sample.grids],
-        "stages": stages,
-    }
+    plain = {f.name: getattr(sample, f.name) for f in fields(sample) if f.name != "stages"}
+    grids = [None if g is None else [type(g).__name__, asdict(g)] for g in sample.grids]
+    return {**plain, "grids": grids, "stages": stages}
 
 
 def read_prefixes(
@@ -131,7 +123,7 @@ def read_prefixes(
             check_owner(path, header, owner_of(model, method))
             names = set(file.keys())
             return [_read(file, names, p, entry) for p, entry in enumerate(header["prefixes"])]
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is no file of kept prefixes, or a damaged one ({error}); remove it"
         ) from None
@@ -168,19 +160,17 @@ def _read(file: Any, names: set[str], p: int, entry: dict[str, Any]) -> Prefix:
             )
             for s, stage in enumerate(sample.pop("stages"))
         ]
-        grids: list[Grid | None] = [None if g is None else _grid(g) for g in sample.pop("grids")]
-        sample = SampleTrace(**sample, stages=stages, grids=grids)
+        grids = [None if g is None else _grid(*g) for g in sample.pop("grids")]
+        shapes = [None if shape is None else tuple(shape) for shape in sample.pop("shapes")]
+        sample = SampleTrace(**sample, stages=stages, grids=grids, shapes=shapes)
     blocks = [(first, length) for first, length in entry["blocks"]]
     ids = file.get_tensor(f"{p}.ids").cpu()
     state = {name: file.get_tensor(f"{p}.state.{name}") for name in entry["state"]}
     return Prefix(entry["key"], ids, layers, blocks, entry["positions"], sample, state)
 
 
-def _grid(fields: dict[str, Any]) -> Grid:
-    """The kind of grid that has these fields; JSON has lists where a grid has tuples."""
-    kinds: dict[frozenset[str], Any] = {
-        frozenset(field.name for field in dataclasses.fields(kind)): kind
-        for kind in (TileGrid, TileRun, PackedGrid, FrameGrid)
-    }
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return kinds[frozenset(fields)](**plain)
+def _grid(name: str, values: dict[str, Any]) -> Any:
+    """A grid by the name of its class; JSON has lists where it has tuples."""
+    known = (FrameGrid, PackedGrid, TileGrid, *TileGrid.__subclasses__())
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in known}
+    return kinds[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

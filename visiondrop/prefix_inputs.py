@@ -14,7 +14,7 @@ from visiondrop.prefix import left_pad
 
 __all__ = ["digest_of", "merge_inputs", "one_row", "picture_names", "rows_of"]
 
-PIXELS = ("pixel_values", "images", "pixel_values_videos")
+PIXELS = ("pixel_values", "images", "pixel_values_images", "pixel_values_videos")
 """What names of pictures stand for."""
 
 
