@@ -172,7 +172,7 @@ def record(
     tile, slot = order.unbind(1)
     is_newline = tile == NEWLINE
     r0, r1, _, _ = grid.window
-    lines = torch.arange(r0, r1)
+    lines = torch.arange(r0, r1 if grid.lined else r0)
     if is_newline.any():
         lines = torch.cat([lines, slot[is_newline]]).unique()
     came = [

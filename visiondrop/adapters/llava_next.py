@@ -58,13 +58,14 @@ class LlavaNextAdapter(LlavaAdapter):
         config: Any = model.config
         vision = config.vision_config
         sizes = torch.as_tensor(image_sizes).tolist()
+        merge: Any = getattr(model, "patch_merge", "spatial_unpad")
         grids = []
         for height, width in sizes:
             rows, columns = get_anyres_image_grid_shape(
                 (height, width), config.image_grid_pinpoints, vision.image_size
             )
             side = vision.image_size // vision.patch_size
-            grids.append(TileGrid(rows, columns, (width, height), side))
+            grids.append(TileGrid(rows, columns, (width, height), side, merge))
         counts = [grid.tiles for grid in grids]
         if pixel_values.dim() == 5:
             return [p[:n] for p, n in zip(pixel_values, counts, strict=True)], grids

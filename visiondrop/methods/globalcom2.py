@@ -99,7 +99,7 @@ class GlobalCom2(Reducer):
             scores: [1 + crops, n], see `scoring.cls_logits`, of the tower layer that reads the
                 features (`EncoderView.following`).
         """
-        side, (top, bottom, left, right) = grid.side, grid.window
+        side, (top, bottom, left, right) = grid.side, grid.content
         thumbnail = scores[0].view(1, 1, side, side)
         count = int(side * side * self.retention_ratio)
         kept = [scores[0].sort(descending=True, stable=True).indices[:count]]
