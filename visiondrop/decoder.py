@@ -199,7 +199,7 @@ class Mechanism:
             own = reduce_prompts(self.method, self.geometry, own)
         prompt = read_prompt(kinds > 0, mask, own, embeds)
         run = Run(True, cache, rows=prompt.rows, stages=prompt.stages, real=prompt.real)
-        run.columns = self.input_ids.shape[1]
+        run.columns, run.passed = self.input_ids.shape[1], prompt.passed
         if cache is None:
             self.uncached = Uncached.follow(self.uncached, self.input_ids)
             run.tail = self.uncached.tail

@@ -51,6 +51,8 @@ class Picture:
         share: by what the counts of LLM stages are multiplied, see `Tiles.share_of`.
         shape: (frames, rows, columns) of its tokens where pictures differ in them; None where the
             model's geometry says them.
+        tiles: how many passed the vision tower; projected: tokens that passed the projector, -1
+            where as many as `tokens`.
     """
 
     rows: int
@@ -68,6 +70,13 @@ class Picture:
     newlines: np.ndarray | None = None
     share: float = 1.0
     shape: tuple[int, int, int] | None = None
+    tiles: int = 1
+    projected: int = -1
+
+    @property
+    def passed(self) -> tuple[int, int]:
+        """Tiles that passed the tower, tokens that passed the projector."""
+        return self.tiles, self.tokens if self.projected < 0 else self.projected
 
     @property
     def full(self) -> int:
@@ -246,6 +255,8 @@ def encode_pictures(
         info = Picture(rows, tokens, ids, slot, sizes, overflow, stage, names[i])
         if reduction is not None and reduction.score is not None:
             info.score = reduction.score[0]
+        if place == "projected":
+            info.projected = features.shape[1]
         if place == "prompt":
             info.features, info.pixels = own, pixel_values[i]
         pictures.append(info)

@@ -121,9 +121,12 @@ class Reducer(ABC):
         """Reduce all pictures of one prompt together, as decoder embeddings."""
         return None
 
-    def picture_stage(self, view: EncoderView, grid: TileGrid) -> PictureChoice | None:
+    def picture_stage(
+        self, view: EncoderView, grid: TileGrid, tiles: Tiles
+    ) -> PictureChoice | None:
         """Reduce all tiles of one any-resolution picture together, G = tiles, the thumbnail first.
-        None: tile by tile, by `encoder_stage` or `projected_stage` of `with_entry`.
+        Counts are those of the picture. None: tile by tile, by `encoder_stage` or
+        `projected_stage` of `with_entry`.
         """
         return None
 

@@ -26,6 +26,7 @@ class Kept:
         features: [m, D]; ids: [m], patch of each in its tile, -1 for CLS; sizes, contextual: [m].
         target: [T], the kept token that each of the tower's tokens went into, -1 where dropped.
         score: [m] or None.
+        projected: tokens that passed the projector, before or after the reduction.
     """
 
     features: Tensor
@@ -34,6 +35,7 @@ class Kept:
     contextual: Tensor
     target: Tensor
     score: Tensor | None
+    projected: int
 
 
 @dataclass
@@ -103,10 +105,10 @@ def pack_picture(
     ).cpu()
     counts = [tile.ids.shape[0] for tile in kept]
     behind = [f.bool() & (not part.in_place) for f in flags.split(counts)]
-    if choice is not None:
+    if choice is not None and choice.finish is not None:
+        tokens, newline = choice.finish(tokens, newline)
+    if choice is not None and choice.order is not None:
         order = choice.order.cpu()
-        if choice.finish is not None:
-            tokens, newline = choice.finish(tokens, newline)
     else:
         rule = part.tiles if reduced else Tiles(newlines="pool")
         order = picture_order(
@@ -145,6 +147,8 @@ def pack_picture(
         key,
         grid=grid,
         share=inside.tiles.share_of(grid, batch.geometry.num_patches),
+        tiles=grid.tiles,
+        projected=sum(k.projected for k in kept),
     )
     if inside.tiles.newlines != "pool":
         info.newlines = is_newline.numpy()

@@ -25,6 +25,7 @@ __all__ = [
     "Geometry",
     "TowerOutput",
     "VisualInput",
+    "first_projections",
     "following_projections",
     "layers_to_run",
     "run_vit",
@@ -296,6 +297,18 @@ def following_projections(tower: Any, num_layers: int, features: Tensor) -> tupl
         )
     attention = layers[num_layers].self_attn
     normed = layers[num_layers].layer_norm1(features)
+    return tower_heads(attention, attention.q_proj(normed), attention.k_proj(normed))
+
+
+def first_projections(tower: Any, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """(query, key), [B, H, T, d] each, of the first layer of a CLIP or SigLIP tower; with bias,
+    unscaled. Nothing after them is computed.
+    """
+    hidden = tower.embeddings(pixel_values)
+    if hasattr(tower, "pre_layrnorm"):
+        hidden = tower.pre_layrnorm(hidden)
+    layer = tower.encoder.layers[0]
+    attention, normed = layer.self_attn, layer.layer_norm1(hidden)
     return tower_heads(attention, attention.q_proj(normed), attention.k_proj(normed))
 
 
