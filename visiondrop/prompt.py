@@ -131,6 +131,7 @@ def read_prompt(
                     picture.newlines,
                     picture.share,
                     picture.shape,
+                    picture.portion,
                 )
             )
             at = first + picture.rows

@@ -41,7 +41,7 @@ def encode_tiles(
     """
     geometry, method, trace = encoding.geometry, encoding.method, encoding.trace
     stacks, grids = adapter.tiles(model, pixel_values, image_sizes)
-    batch = TiledBatch(stacks, grids, method, geometry, trace)
+    batch = TiledBatch(stacks, grids, method, geometry, trace, encoding.portions)
     pixels = torch.cat(stacks)
     run = functools.partial(adapter.encode, model, **kwargs)
     if trace.pictures is None:
@@ -129,9 +129,8 @@ def reduce_tiles(
     together = part.picture_stage.__func__ is not Reducer.picture_stage  # type: ignore[attr-defined]
     for p, grid in enumerate(batch.grids) if place is not None else ():
         if together:
-            counted = part.scaled(part.tiles.share_of(grid, batch.geometry.num_patches))
             view = view_of(list(batch.of(p)), None)
-            choices[p] = counted.picture_stage(view, grid, part.tiles)
+            choices[p] = batch.counted(p).picture_stage(view, grid, part.tiles)
         reduced[p] = choices[p] is not None or plan(batch, p, part, view_of, groups)
     for p, choice in enumerate(choices):
         for tile, reduction in zip(batch.of(p), choice.tiles if choice else (), strict=False):
@@ -174,7 +173,7 @@ def plan(
     """
     tiles, grid, own = part.tiles, batch.grids[picture], batch.of(picture)
     share = tiles.share_of(grid, batch.geometry.num_patches)
-    total = part.scaled(share).entry_tokens()
+    total = batch.counted(picture).entry_tokens()
     rectangles = [batch.rectangle(tile, tiles) for tile in own]
     sizes = [(r1 - r0) * (c1 - c0) for r0, r1, c0, c1 in rectangles]
     budgets: list[int | None] = [None] * len(own)

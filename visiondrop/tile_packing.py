@@ -11,6 +11,7 @@ from torch import Tensor
 from visiondrop.adapters.base import Geometry
 from visiondrop.encoder import Picture, picture_keys, picture_questions
 from visiondrop.functional.anyres_layout import NEWLINE, TileGrid, assemble, picture_order
+from visiondrop.pictures import Portion
 from visiondrop.reducer import Reducer
 from visiondrop.tiles import PictureChoice, Tiles
 from visiondrop.trace import StageTrace, Trace
@@ -45,6 +46,7 @@ class TiledBatch:
     Attributes:
         tiles: pixel values of each picture, [T, 3, h, w]; grids: how its crops lie.
         first: index of each picture's first tile.
+        portions: of each picture, see `encoder.Encoding`.
     """
 
     tiles: list[Tensor]
@@ -52,6 +54,7 @@ class TiledBatch:
     method: Reducer
     geometry: Geometry
     trace: Trace
+    portions: tuple[Portion | None, ...] | None = None
 
     def __post_init__(self) -> None:
         counts = [grid.tiles for grid in self.grids]
@@ -59,6 +62,15 @@ class TiledBatch:
         self.owner = [i for i, count in enumerate(counts) for _ in range(count)]
         self.cls = int(self.geometry.has_cls)
         self.side = self.geometry.grid[0]
+
+    def counted(self, picture: int) -> Reducer:
+        """The part before the LLM with the counts that it has for a picture."""
+        part = self.method.before_part
+        portion = None if self.portions is None else self.portions[picture]
+        if portion is not None:
+            return part.counted(portion)
+        share = part.tiles.share_of(self.grids[picture], self.geometry.num_patches)
+        return part.scaled(share)
 
     def of(self, picture: int) -> range:
         """Its tiles."""

@@ -173,6 +173,22 @@ class Adapter(ABC):
             args, kwargs: as the stock function takes them.
         """
 
+    def extents(
+        self, modality: str, model: nn.Module, *args: Any, **kwargs: Any
+    ) -> list[tuple[int, int]]:
+        """Of each picture the placeholders that it has in the prompt, and how many of these are no
+        newlines, without encoding anything; for prompts whose pictures split one budget.
+
+        Args:
+            args, kwargs: as `get_{modality}_features` takes them.
+
+        Raises `ValueError` where the family does not say it.
+        """
+        raise ValueError(
+            f"pictures of a prompt cannot split a budget before the LLM on {type(model).__name__}: "
+            "give each its own, on_pictures(budget='each')"
+        )
+
     def with_prompt(
         self, model: nn.Module, encoding: Encoding, kinds: np.ndarray, rows: list[list[Picture]]
     ) -> list[list[Picture]]:

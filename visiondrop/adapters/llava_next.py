@@ -45,6 +45,14 @@ class LlavaNextAdapter(LlavaAdapter):
         names = ("pixel_values", "image_sizes", "vision_feature_layer")
         return encode_tiles(model, self, encoding, **{n: given[n] for n in names if n in given})
 
+    def extents(
+        self, modality: str, model: nn.Module, *args: Any, **kwargs: Any
+    ) -> list[tuple[int, int]]:
+        """By the grid of each picture."""
+        given = dict(zip(("pixel_values", "image_sizes"), args, strict=False)) | kwargs
+        _, grids = self.tiles(model, given["pixel_values"], given["image_sizes"])
+        return [(grid.unpruned, grid.patches) for grid in grids]
+
     def tiles(
         self, model: nn.Module, pixel_values: Tensor, image_sizes: Any
     ) -> tuple[list[Tensor], list[TileGrid]]:

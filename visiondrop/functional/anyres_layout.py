@@ -88,6 +88,12 @@ class TileGrid:
         return self.side**2 + (r1 - r0) * (c1 - c0 + self.lined)
 
     @property
+    def patches(self) -> int:
+        """Tokens of the picture in the unpruned model, without newlines."""
+        top, bottom, _, _ = self.window
+        return self.unpruned - (bottom - top) * self.lined
+
+    @property
     def first_newline(self) -> int:
         """Token id of the newline of row 0; ids from here on are newlines."""
         return self.tiles * self.side**2
