@@ -151,9 +151,9 @@ def reduce_tiles(
             tokens = tokens[batch.cls :]
         for tile, own in zip(tiles, per_picture(reductions, len(tiles)), strict=True):
             if own is not None:
-                kept[tile] = keep(batch, own, tokens)
+                made = kept[tile] = keep(batch, own, tokens)
                 if place == "projected":
-                    kept[tile].projected = tokens.shape[0]
+                    made.projected = tokens.shape[0]
     given = {tile for tiles in groups.values() for tile in tiles}
     for tile in (t for t, done in enumerate(kept) if done is None):
         nothing = reduced[batch.owner[tile]] and tile not in given
