@@ -187,9 +187,7 @@ def test_unpruned(
 
 
 @pytest.mark.parametrize("_hyper, picture", cases("GlobalCom2")[:4])
-def test_unpruned_beside_globalcom2(
-    _hyper: dict[str, Any], picture: dict[str, Any]
-) -> None:
+def test_unpruned_beside_globalcom2(_hyper: dict[str, Any], picture: dict[str, Any]) -> None:
     length = picture["unpruned_sequence_length"]
     whole = {
         **picture,
