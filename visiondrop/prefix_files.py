@@ -108,6 +108,8 @@ def _record(
         "bytes_per_token": sample.bytes_per_token,
         "newlines_per_layer": sample.newlines_per_layer,
         "tokens_by_picture": sample.tokens_by_picture,
+        "tiles": sample.tiles,
+        "projected": sample.projected,
         "grids": [None if g is None else vars(g) for g in sample.grids],
         "stages": stages,
     }

@@ -24,7 +24,7 @@ from visiondrop.extensions.base import Extension
 from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.merging import Reduction
 from visiondrop.pictures import Pictures, check_pictures
-from visiondrop.registry import _REGISTRY, NEEDS, check_parts, working
+from visiondrop.registry import _REGISTRY, NEEDS, check_parts, plain, working
 from visiondrop.schedule import mean_tokens
 from visiondrop.tiles import PictureChoice, Tiles
 from visiondrop.tower_cache import TowerCache
@@ -263,7 +263,7 @@ class Reducer(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The method whole, for JSON: its name and every field."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        out = {"name": self.name, **{k: _plain(v) for k, v in fields.items()}}
+        out = {"name": self.name, **{k: plain(v) for k, v in fields.items()}}
         if self.tiles != type(self).tiles:
             out["tiles"] = self.tiles.to_dict()
         if self.pictures != type(self).pictures:
@@ -343,12 +343,3 @@ class Reducer(ABC):
         finally:
             mechanism.detach()
             _ACTIVE.pop(model, None)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples to lists and dictionary keys to strings, as JSON has them."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    return value

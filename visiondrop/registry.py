@@ -68,3 +68,12 @@ def check_parts(method: Reducer, geometry: Geometry) -> None:
             "before anything can be dropped, its padding is gone and all its tokens compete; leave "
             "padding='hidden' and share='importance'"
         )
+
+
+def plain(value: Any) -> Any:
+    """Tuples to lists and dictionary keys to strings, as JSON has them."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(v) for v in value]
+    return value
