@@ -58,12 +58,18 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
 
 def parse_pinpoints(grid_pinpoints: Any) -> list[Size]:
     """`[[width, height], ...]`, also as the text of it (which older configurations hold)."""
-    if isinstance(grid_pinpoints, str):
-        grid_pinpoints = json.loads(grid_pinpoints.replace("(", "[").replace(")", "]"))
-    if not grid_pinpoints or any(len(pair) != 2 for pair in grid_pinpoints):
-        raise ValueError(
-            f"image_grid_pinpoints is {grid_pinpoints!r}; must be [[width, height], ...]"
-        )
+    given = grid_pinpoints
+    if isinstance(given, str):
+        try:
+            grid_pinpoints = json.loads(given.replace("(", "[").replace(")", "]"))
+        except json.JSONDecodeError:
+            grid_pinpoints = None
+    if not (
+        isinstance(grid_pinpoints, (list, tuple))
+        and grid_pinpoints
+        and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in grid_pinpoints)
+    ):
+        raise ValueError(f"image_grid_pinpoints is {given!r}; must be [[width, height], ...]")
     return [(int(width), int(height)) for width, height in grid_pinpoints]
 
 

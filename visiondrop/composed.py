@@ -77,6 +77,10 @@ class Composed(Reducer):
         """Both parts with these options."""
         return Composed(*(part.on_tiles(**options) for part in self.parts))
 
+    def on_pictures(self, **options: Any) -> Composed:
+        """Both parts with these options."""
+        return Composed(*(part.on_pictures(**options) for part in self.parts))
+
     def encoder_stage(self, view: EncoderView) -> Reductions:
         """Of the part that reduces before the LLM."""
         return self.outer.encoder_stage(view)

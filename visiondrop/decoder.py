@@ -30,6 +30,7 @@ from visiondrop.layout import pack
 from visiondrop.mrope import new_planes, note_deltas, prompt_planes, resume_deltas
 from visiondrop.parallel import FirstDecides, group_of_decoder
 from visiondrop.prompt import kinds_of, read_prompt, repeated, split_pictures
+from visiondrop.prompt_budget import encode_or_wait, encode_waiting, share_stages
 from visiondrop.prompt_stage import reduce_prompts
 from visiondrop.reducer import Reducer
 from visiondrop.refusals import refuse_lost_logits, refuse_single_frames
@@ -104,8 +105,9 @@ class Mechanism:
 
         @functools.wraps(getattr(self.base, kind.function))
         def features(*args: Any, **kwargs: Any) -> Encoded:
-            encode = functools.partial(self.adapter.features, kind.modality, self.model)
-            encoded = encode(self.encoding.of(kind.modality), *args, **kwargs)
+            encoding = self.encoding.of(kind.modality)
+            parts = self.adapter, kind.modality, self.model, encoding
+            encoded = encode_or_wait(*parts, self.decoder.embed_tokens.weight, args, kwargs)
             self.note_pictures(kind, encoded)
             return encoded
 
@@ -194,12 +196,14 @@ class Mechanism:
         kinds = kinds_of(self.input_ids, [kind.token_id for kind in self.inputs])
         queues = [pictures.get(kind.modality, []) for kind in self.inputs]
         own = split_pictures(kinds, repeated(kinds, queues))
+        own = encode_waiting(self.method, own)
         own = self.adapter.with_prompt(self.model, self.encoding, kinds, own)
+        own = share_stages(self.method, own)
         if self.method.before_llm and self.method.before == "prompt":
             own = reduce_prompts(self.method, self.geometry, own)
         prompt = read_prompt(kinds > 0, mask, own, embeds)
         run = Run(True, cache, rows=prompt.rows, stages=prompt.stages, real=prompt.real)
-        run.columns = self.input_ids.shape[1]
+        run.columns, run.passed = self.input_ids.shape[1], prompt.passed
         if cache is None:
             self.uncached = Uncached.follow(self.uncached, self.input_ids)
             run.tail = self.uncached.tail

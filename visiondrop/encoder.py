@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from visiondrop.adapters.base import Adapter, Geometry, TowerOutput, following_projections
 from visiondrop.merging import Reduction, per_picture
+from visiondrop.pictures import Portion
 from visiondrop.reducer import Reducer
 from visiondrop.tower_blocks import run_merging_vit
 from visiondrop.trace import CLS, Grid, StageTrace, Trace
@@ -48,9 +49,12 @@ class Picture:
         score: [tokens], as in `Reduction`.
         grid: the tiles of an any-resolution picture or the frames of a video; None for one tile.
         newlines: [tokens] bool on the host, the newlines that LLM stages do not see; None without.
-        share: by what the counts of LLM stages are multiplied, see `Tiles.share_of`.
+        share: by what the counts of LLM stages are multiplied, see `Tiles.share_of`; portion: its
+            part of them where the pictures of a prompt split them.
         shape: (frames, rows, columns) of its tokens where pictures differ in them; None where the
             model's geometry says them.
+        tiles: how many passed the vision tower; projected: tokens that passed the projector, -1
+            where as many as `tokens`.
     """
 
     rows: int
@@ -68,6 +72,14 @@ class Picture:
     newlines: np.ndarray | None = None
     share: float = 1.0
     shape: tuple[int, int, int] | None = None
+    tiles: int = 1
+    projected: int = -1
+    portion: Portion | None = None
+
+    @property
+    def passed(self) -> tuple[int, int]:
+        """Tiles that passed the tower, tokens that passed the projector."""
+        return self.tiles, self.tokens if self.projected < 0 else self.projected
 
     @property
     def full(self) -> int:
@@ -101,16 +113,30 @@ class Encoding:
     Attributes:
         fits: false where these pictures have fewer tokens than the stage before the LLM is to keep,
             which leaves them whole.
+        portions: of each picture, where those of a prompt split the method's counts.
     """
 
     geometry: Geometry
     method: Any
     trace: Trace
     fits: bool = True
+    portions: tuple[Portion | None, ...] | None = None
 
     def of(self, modality: str) -> Encoding:
         """With the names of one kind of visual input, see `Trace.of`."""
         return replace(self, trace=self.trace.of(modality))
+
+    def groups(self, count: int) -> list[tuple[Any, list[int]]]:
+        """The method as it acts on each of `count` pictures, and which these are."""
+        part = self.method.before_part
+        if self.portions is None:
+            return [(part, list(range(count)))]
+        found: dict[Any, tuple[Any, list[int]]] = {}
+        for i, portion in enumerate(self.portions):
+            own = part if portion is None else part.counted(portion)
+            key = portion if own.entry_tokens() is None else own.entry_tokens()
+            found.setdefault(key, (own, []))[1].append(i)
+        return list(found.values())
 
 
 def pixel_key(pixels: Tensor) -> str:
@@ -166,6 +192,7 @@ def encode_pictures(
         )  # a missing question is refused before the tower runs
     batch = pixel_values.shape[0]
     rows = geometry.num_patches + int(geometry.cls_in_prompt)
+    reductions: list[Reduction | None] = [None] * batch
     if place == "tower":
         tower, reductions = merge_in_tower(model, adapter, geometry, method, pixel_values, **kwargs)
     elif trace.pictures is None:
@@ -178,30 +205,41 @@ def encode_pictures(
     ) - int(geometry.has_cls)
     features = tower.features
 
-    if place in ("encoder", "projected"):
-        view = EncoderView(
-            features,
-            tower.query,
-            tower.key,
+    def view_of(members: list[int]) -> EncoderView:
+        whole = len(members) == batch
+        pick = (lambda t: t) if whole else (lambda t: t[members])
+
+        def each(items: list[str]) -> list[str]:
+            return [items[i] for i in members]
+
+        return EncoderView(
+            pick(tower.features),
+            pick(tower.query),
+            pick(tower.key),
             tower.scale,
             geometry.has_cls,
             geometry.grid,
-            make_keys=lambda: picture_keys(pixel_values, trace),
+            make_keys=lambda: each(picture_keys(pixel_values, trace)),
             make_following=lambda: following_projections(
-                *adapter.tower(model, **kwargs), tower.features
+                *adapter.tower(model, **kwargs), pick(tower.features)
             ),
-            pixels=pixel_values,
-            make_questions=lambda: picture_questions(pixel_values, trace),
+            pixels=pick(pixel_values),
+            make_questions=lambda: each(picture_questions(pixel_values, trace)),
         )
-        if place == "encoder":
-            reductions = per_picture(method.encoder_stage(view), batch)
-        else:
+
+    if place in ("encoder", "projected"):
+        if place == "projected":
             identity = identity[int(geometry.has_cls) :]
-            features = adapter.project(model, view.patches)
-            projected = ProjectedView(features, view)
-            reductions = per_picture(method.projected_stage(projected), batch)
-    elif place != "tower":
-        reductions = [None] * batch
+            features = adapter.project(model, tower.features[:, int(geometry.has_cls) :])
+        for part, members in encoding.groups(batch):
+            view = view_of(members)
+            if place == "encoder":
+                made = part.encoder_stage(view)
+            else:
+                own = features if len(members) == batch else features[members]
+                made = part.projected_stage(ProjectedView(own, view))
+            for i, reduction in zip(members, per_picture(made, len(members)), strict=True):
+                reductions[i] = reduction
 
     first = features.shape[1] - rows
     kept = [
@@ -246,6 +284,8 @@ def encode_pictures(
         info = Picture(rows, tokens, ids, slot, sizes, overflow, stage, names[i])
         if reduction is not None and reduction.score is not None:
             info.score = reduction.score[0]
+        if place == "projected":
+            info.projected = features.shape[1]
         if place == "prompt":
             info.features, info.pixels = own, pixel_values[i]
         pictures.append(info)

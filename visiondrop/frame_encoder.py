@@ -135,6 +135,9 @@ def encode_frames(
             info.stage = StageTrace(method.before, None, 0, came, source, *went)
         if video.score is not None:
             info.score = video.score[0]
+        info.tiles = frames
+        if place == "projected":
+            info.projected = frames * geometry.num_patches
         if place == "prompt":
             info.features, info.pixels = video.features[0], pixel_values[b]
         pictures.append(info)

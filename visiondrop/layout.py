@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visiondrop.pictures import Portion
 from visiondrop.trace import Grid
 
 __all__ = ["Row", "Segment", "pack", "padding_mask"]
@@ -33,6 +34,7 @@ class Segment:
         score: [length], what an earlier stage gave each token to carry, see `Reduction`.
         grid, newlines, share: of an any-resolution picture or a video, see `encoder.Picture`.
         shape: of a picture of native resolution, see `encoder.Picture`.
+        portion: of the counts of LLM stages, see `encoder.Picture`.
     """
 
     start: int
@@ -47,6 +49,7 @@ class Segment:
     newlines: np.ndarray | None = None
     share: float = 1.0
     shape: tuple[int, int, int] | None = None
+    portion: Portion | None = None
 
     @property
     def newline_count(self) -> int:

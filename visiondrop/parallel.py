@@ -19,6 +19,7 @@ weights that are DTensors (transformers' `tp_plan`). With whole heads nothing he
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,6 +132,10 @@ class FirstDecides:
     def with_entry(self, tokens: int) -> FirstDecides:
         """See `Reducer.with_entry`."""
         return FirstDecides(self._method.with_entry(tokens), self._group)
+
+    def counted(self, count: Callable[[int], int]) -> FirstDecides:
+        """See `Reducer.counted`."""
+        return FirstDecides(self._method.counted(count), self._group)
 
     def scaled(self, share: float) -> FirstDecides:
         """See `Reducer.scaled`."""

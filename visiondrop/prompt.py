@@ -26,6 +26,7 @@ class Prompt:
         rows: the layout of the packed batch.
         real: real tokens of each unpruned prompt.
         stages: records of the encoder stage, per sample.
+        passed: per sample, tiles that passed the vision tower and tokens that passed the projector.
     """
 
     pool: Tensor
@@ -35,6 +36,7 @@ class Prompt:
     rows: list[Row]
     real: list[int]
     stages: list[list[StageTrace]]
+    passed: list[tuple[int, int]]
 
 
 def kinds_of(input_ids: Tensor, token_ids: Sequence[int]) -> np.ndarray:
@@ -129,6 +131,7 @@ def read_prompt(
                     picture.newlines,
                     picture.share,
                     picture.shape,
+                    picture.portion,
                 )
             )
             at = first + picture.rows
@@ -138,9 +141,15 @@ def read_prompt(
         row.length = len(index[-1])
         rows.append(row)
         stages.append([s for s in map(stage_record, own, range(len(own))) if s is not None])
-    real_counts = real.sum(1).tolist()
     return Prompt(
-        torch.cat(pool), index, torch.cat(place_pool), place_index, rows, real_counts, stages
+        torch.cat(pool),
+        index,
+        torch.cat(place_pool),
+        place_index,
+        rows,
+        real.sum(1).tolist(),
+        stages,
+        [tuple(map(sum, zip((0, 0), *(p.passed for p in own)))) for own in pictures],  # type: ignore[misc]
     )
 
 

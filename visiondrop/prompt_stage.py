@@ -111,4 +111,5 @@ def replaced(picture: Picture, reduction: Reduction) -> Picture:
         sizes=reduction.sizes[0],
         overflow=reduction.features[0],
         stage=stage,
+        projected=picture.passed[1],
     )

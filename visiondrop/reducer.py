@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import ABC
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Self
 from weakref import WeakKeyDictionary
@@ -23,7 +23,8 @@ from visiondrop.adapters.base import Geometry
 from visiondrop.extensions.base import Extension
 from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.merging import Reduction
-from visiondrop.registry import _REGISTRY, NEEDS, divides, working
+from visiondrop.pictures import Pictures, check_pictures
+from visiondrop.registry import _REGISTRY, NEEDS, check_parts, plain, working
 from visiondrop.schedule import mean_tokens
 from visiondrop.tiles import PictureChoice, Tiles
 from visiondrop.tower_cache import TowerCache
@@ -89,6 +90,8 @@ class Reducer(ABC):
     """Whether pictures of several tiles (any resolution) and videos can be reduced."""
     tiles: Tiles = Tiles()
     """How such pictures are treated, see `on_tiles`."""
+    pictures: Pictures = Pictures()
+    """What counts mean where a prompt has several pictures, see `on_pictures`."""
     released_tiles: ClassVar[Mapping[str, str]] = {}
     """Options of `on_tiles` that act as the method's released code does."""
     video_options: ClassVar[Mapping[str, Any]] = {}
@@ -121,9 +124,12 @@ class Reducer(ABC):
         """Reduce all pictures of one prompt together, as decoder embeddings."""
         return None
 
-    def picture_stage(self, view: EncoderView, grid: TileGrid) -> PictureChoice | None:
+    def picture_stage(
+        self, view: EncoderView, grid: TileGrid, tiles: Tiles
+    ) -> PictureChoice | None:
         """Reduce all tiles of one any-resolution picture together, G = tiles, the thumbnail first.
-        None: tile by tile, by `encoder_stage` or `projected_stage` of `with_entry`.
+        Counts are those of the picture. None: tile by tile, by `encoder_stage` or
+        `projected_stage` of `with_entry`.
         """
         return None
 
@@ -135,9 +141,18 @@ class Reducer(ABC):
         """The same method whose stage before the LLM keeps `tokens` >= 1 (see `entry_tokens`)."""
         raise TypeError(f"{self.name} has no number of tokens before the LLM")
 
-    def scaled(self, share: float) -> Reducer:
-        """The same method with all its counts (not its ratios) multiplied by `share`."""
+    def counted(self, count: Callable[[int], int]) -> Reducer:
+        """The same method with count(n) for each of its counts n (not its ratios)."""
         return self
+
+    def scaled(self, share: float) -> Reducer:
+        """The same method with all its counts multiplied by `share`, at least 1."""
+        return self.counted(lambda n: max(1, round(n * share)))
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether `counted` makes another method of it."""
+        return type(self).counted is not Reducer.counted
 
     def llm_layers(self) -> tuple[int, ...]:
         """Decoder layers before which `llm_stage` is called, rising."""
@@ -161,6 +176,7 @@ class Reducer(ABC):
                 )
         if geometry.crops or geometry.frames > 1:
             check_parts(self, geometry)
+        check_pictures(self)
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
         """Visual tokens that each decoder layer sees for one picture, by plan."""
@@ -229,6 +245,16 @@ class Reducer(ABC):
         other.tiles = dataclasses.replace(self.tiles, **options)
         return other
 
+    def on_pictures(self, **options: Any) -> Self:
+        """The same method with other options for several pictures in a prompt
+        (`pictures.Pictures`).
+
+        Raises `ValueError` on a value that there is not.
+        """
+        other = copy.copy(self)
+        other.pictures = dataclasses.replace(self.pictures, **options)
+        return other
+
     def extensions(self) -> list[Extension]:
         """Those of all parts."""
         own = self.extension()
@@ -237,8 +263,12 @@ class Reducer(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The method whole, for JSON: its name and every field."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        out = {"name": self.name, **{k: _plain(v) for k, v in fields.items()}}
-        return out if self.tiles == type(self).tiles else {**out, "tiles": self.tiles.to_dict()}
+        out = {"name": self.name, **{k: plain(v) for k, v in fields.items()}}
+        if self.tiles != type(self).tiles:
+            out["tiles"] = self.tiles.to_dict()
+        if self.pictures != type(self).pictures:
+            out["pictures"] = self.pictures.to_dict()
+        return out
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Reducer:
@@ -248,7 +278,7 @@ class Reducer(ABC):
         if name == "composed":
             first, second = (Reducer.from_dict(part) for part in data["parts"])
             return first + second
-        tiles = data.pop("tiles", {})
+        tiles, pictures = data.pop("tiles", {}), data.pop("pictures", {})
         if name not in _REGISTRY:
             raise ValueError(f"unknown method {name!r}; known: {', '.join(sorted(_REGISTRY))}")
         cls = _REGISTRY[name]
@@ -257,7 +287,8 @@ class Reducer(ABC):
             raise ValueError(
                 f"{name} has no field {extra[0]!r}; it has: {', '.join(sorted(known))}"
             )
-        return cls(**data).on_tiles(**tiles) if tiles else cls(**data)
+        method = cls(**data).on_tiles(**tiles) if tiles else cls(**data)
+        return method.on_pictures(**pictures) if pictures else method
 
     def __add__(self, other: Reducer) -> Reducer:
         """One method before the LLM and one inside it; see `visiondrop.composed.Composed`."""
@@ -312,36 +343,3 @@ class Reducer(ABC):
         finally:
             mechanism.detach()
             _ACTIVE.pop(model, None)
-
-
-def check_parts(method: Reducer, geometry: Geometry) -> None:
-    """Raise `ValueError` where a method cannot reduce pictures of several tiles, or videos."""
-    if not divides(type(method), geometry) and not method.tiled:
-        what = "any-resolution pictures, which have several tiles"
-        raise ValueError(
-            f"{method.name!r} is not defined on "
-            f"{what if geometry.crops else 'videos, which have several frames'}; methods that work "
-            f"here: {', '.join(working(geometry))}"
-        )
-    row = method.reads_text or method.looks_back or method.uses_input
-    if geometry.crops and row and method.inside_part.tiles.newlines != "pool":
-        raise ValueError(
-            f"{method.name!r} looks at the row around the picture, where newlines stand among its "
-            "tokens: use on_tiles(newlines='pool')"
-        )
-    tiles = method.before_part.tiles
-    if geometry.packed and (tiles.padding != "hidden" or tiles.share != "importance"):
-        raise ValueError(
-            f"tiles: padding={tiles.padding!r}, share={tiles.share!r}: this model packs a picture "
-            "before anything can be dropped, its padding is gone and all its tokens compete; leave "
-            "padding='hidden' and share='importance'"
-        )
-
-
-def _plain(value: Any) -> Any:
-    """Tuples to lists and dictionary keys to strings, as JSON has them."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    return value

@@ -45,6 +45,7 @@ class Run:
         tail: tokens at each row's end that were generated (only without a cache).
         before: what the layer before the next stage read, for methods that look back.
         entry: the packed input embeddings and their layout, for methods that use them.
+        passed: tiles through the vision tower and tokens through the projector, per row.
     """
 
     prefill: bool
@@ -65,6 +66,7 @@ class Run:
     tail: int = 0
     before: LayerInput | None = None
     entry: tuple[Tensor, list[Row]] | None = None
+    passed: list[tuple[int, int]] = field(default_factory=list)
 
     def note_layout(self, device: torch.device) -> None:
         """The present rows are those of a new block."""
@@ -107,6 +109,7 @@ class Run:
                 [segment.grid for segment in row.segments],
                 [list(counts) for counts in zip(*by_layer(self.by_picture, r), strict=True)],
                 [segment.shape for segment in row.segments],
+                *self.passed[r],
             )
             for r, row in enumerate(self.rows)
             if row.segments

@@ -128,7 +128,8 @@ def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutc
                 key = (*key, shape_of(stage.entry[1][r], stage.tail))
             if segment.newlines is not None:
                 key = (*key, segment.newlines.tobytes())
-            groups[(*key, segment.full, segment.share, segment.shape)].append((r, s))
+            key = (*key, segment.full, segment.share, segment.portion)
+            groups[(*key, segment.shape)].append((r, s))
 
     pool, place_pool, size = [hidden.reshape(batch * width, -1)], [], batch * width
     places = stage.places
@@ -140,8 +141,9 @@ def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutc
     for members in groups.values():
         segments = [rows[r].segments[s] for r, s in members]
         view = make_view(adapter, stage, members, segments, whole)
-        share, inside = segments[0].share, method.inside_part
+        share, portion, inside = segments[0].share, segments[0].portion, method.inside_part
         acting = method if share == 1 else inside.scaled(share)
+        acting = acting if portion is None else inside.counted(portion)
         reductions = per_picture(acting.llm_stage(view), len(members))
         for (r, s), segment, reduction in zip(members, segments, reductions, strict=True):
             record = StageTrace("llm", stage.index, segment.picture, segment.identity)
@@ -173,6 +175,7 @@ def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutc
                     newlines,
                     segment.share,
                     segment.shape,
+                    segment.portion,
                 ),
             )
             pool.append(reduction.features[0].to(hidden.dtype))

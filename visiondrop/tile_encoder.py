@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visiondrop.adapters.base import TowerOutput, following_projections
+from visiondrop.adapters.base import TowerOutput, first_projections, following_projections
 from visiondrop.encoder import Encoded, Encoding, one_each, picture_keys
 from visiondrop.merging import Reduction, gather, per_picture
 from visiondrop.reducer import Reducer
@@ -41,7 +41,7 @@ def encode_tiles(
     """
     geometry, method, trace = encoding.geometry, encoding.method, encoding.trace
     stacks, grids = adapter.tiles(model, pixel_values, image_sizes)
-    batch = TiledBatch(stacks, grids, method, geometry, trace)
+    batch = TiledBatch(stacks, grids, method, geometry, trace, encoding.portions)
     pixels = torch.cat(stacks)
     run = functools.partial(adapter.encode, model, **kwargs)
     if trace.pictures is None:
@@ -70,6 +70,9 @@ def encode_tiles(
             query, key = (gather(t.transpose(1, 2), tokens) for t in (query, key))
             return query.transpose(1, 2), key.transpose(1, 2)
 
+        def first() -> tuple[Tensor, Tensor]:
+            return first_projections(adapter.tower(model, **kwargs)[0], pixels[index])
+
         whole = tower.features[index]
         return EncoderView(
             whole if tokens is None else gather(whole, tokens),
@@ -82,6 +85,7 @@ def encode_tiles(
             make_following=following,
             pixels=pixels[index],
             make_questions=lambda: batch.questions(tiles),
+            make_first=first,
         )
 
     kept, choices, reduced = reduce_tiles(batch, tower, place, project, view_of)
@@ -125,7 +129,8 @@ def reduce_tiles(
     together = part.picture_stage.__func__ is not Reducer.picture_stage  # type: ignore[attr-defined]
     for p, grid in enumerate(batch.grids) if place is not None else ():
         if together:
-            choices[p] = part.picture_stage(view_of(list(batch.of(p)), None), grid)
+            view = view_of(list(batch.of(p)), None)
+            choices[p] = batch.counted(p).picture_stage(view, grid, part.tiles)
         reduced[p] = choices[p] is not None or plan(batch, p, part, view_of, groups)
     for p, choice in enumerate(choices):
         for tile, reduction in zip(batch.of(p), choice.tiles if choice else (), strict=False):
@@ -146,7 +151,9 @@ def reduce_tiles(
             tokens = tokens[batch.cls :]
         for tile, own in zip(tiles, per_picture(reductions, len(tiles)), strict=True):
             if own is not None:
-                kept[tile] = keep(batch, own, tokens)
+                made = kept[tile] = keep(batch, own, tokens)
+                if place == "projected":
+                    made.projected = tokens.shape[0]
     given = {tile for tiles in groups.values() for tile in tiles}
     for tile in (t for t, done in enumerate(kept) if done is None):
         nothing = reduced[batch.owner[tile]] and tile not in given
@@ -166,7 +173,7 @@ def plan(
     """
     tiles, grid, own = part.tiles, batch.grids[picture], batch.of(picture)
     share = tiles.share_of(grid, batch.geometry.num_patches)
-    total = part.scaled(share).entry_tokens()
+    total = batch.counted(picture).entry_tokens()
     rectangles = [batch.rectangle(tile, tiles) for tile in own]
     sizes = [(r1 - r0) * (c1 - c0) for r0, r1, c0, c1 in rectangles]
     budgets: list[int | None] = [None] * len(own)
@@ -205,6 +212,7 @@ def keep(batch: TiledBatch, reduction: Reduction, tokens: Tensor) -> Kept:
         reduction.contextual[0],
         target,
         None if reduction.score is None else reduction.score[0],
+        reduction.features.shape[1],
     )
 
 
@@ -223,4 +231,4 @@ def whole_tile(
     target = torch.full((batch.cls + batch.side**2,), -1, device=ids.device)
     target[ids + batch.cls] = ids
     own = project(own) if place == "projected" else own
-    return Kept(own, ids, torch.ones_like(ids), ids < 0, target, None)
+    return Kept(own, ids, torch.ones_like(ids), ids < 0, target, None, len(ids))

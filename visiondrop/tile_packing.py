@@ -11,6 +11,7 @@ from torch import Tensor
 from visiondrop.adapters.base import Geometry
 from visiondrop.encoder import Picture, picture_keys, picture_questions
 from visiondrop.functional.anyres_layout import NEWLINE, TileGrid, assemble, picture_order
+from visiondrop.pictures import Portion
 from visiondrop.reducer import Reducer
 from visiondrop.tiles import PictureChoice, Tiles
 from visiondrop.trace import StageTrace, Trace
@@ -26,6 +27,7 @@ class Kept:
         features: [m, D]; ids: [m], patch of each in its tile, -1 for CLS; sizes, contextual: [m].
         target: [T], the kept token that each of the tower's tokens went into, -1 where dropped.
         score: [m] or None.
+        projected: tokens that passed the projector, before or after the reduction.
     """
 
     features: Tensor
@@ -34,6 +36,7 @@ class Kept:
     contextual: Tensor
     target: Tensor
     score: Tensor | None
+    projected: int
 
 
 @dataclass
@@ -43,6 +46,7 @@ class TiledBatch:
     Attributes:
         tiles: pixel values of each picture, [T, 3, h, w]; grids: how its crops lie.
         first: index of each picture's first tile.
+        portions: of each picture, see `encoder.Encoding`.
     """
 
     tiles: list[Tensor]
@@ -50,6 +54,7 @@ class TiledBatch:
     method: Reducer
     geometry: Geometry
     trace: Trace
+    portions: tuple[Portion | None, ...] | None = None
 
     def __post_init__(self) -> None:
         counts = [grid.tiles for grid in self.grids]
@@ -57,6 +62,15 @@ class TiledBatch:
         self.owner = [i for i, count in enumerate(counts) for _ in range(count)]
         self.cls = int(self.geometry.has_cls)
         self.side = self.geometry.grid[0]
+
+    def counted(self, picture: int) -> Reducer:
+        """The part before the LLM with the counts that it has for a picture."""
+        part = self.method.before_part
+        portion = None if self.portions is None else self.portions[picture]
+        if portion is not None:
+            return part.counted(portion)
+        share = part.tiles.share_of(self.grids[picture], self.geometry.num_patches)
+        return part.scaled(share)
 
     def of(self, picture: int) -> range:
         """Its tiles."""
@@ -103,10 +117,10 @@ def pack_picture(
     ).cpu()
     counts = [tile.ids.shape[0] for tile in kept]
     behind = [f.bool() & (not part.in_place) for f in flags.split(counts)]
-    if choice is not None:
+    if choice is not None and choice.finish is not None:
+        tokens, newline = choice.finish(tokens, newline)
+    if choice is not None and choice.order is not None:
         order = choice.order.cpu()
-        if choice.finish is not None:
-            tokens, newline = choice.finish(tokens, newline)
     else:
         rule = part.tiles if reduced else Tiles(newlines="pool")
         order = picture_order(
@@ -145,6 +159,8 @@ def pack_picture(
         key,
         grid=grid,
         share=inside.tiles.share_of(grid, batch.geometry.num_patches),
+        tiles=grid.tiles,
+        projected=sum(k.projected for k in kept),
     )
     if inside.tiles.newlines != "pool":
         info.newlines = is_newline.numpy()
@@ -172,7 +188,7 @@ def record(
     tile, slot = order.unbind(1)
     is_newline = tile == NEWLINE
     r0, r1, _, _ = grid.window
-    lines = torch.arange(r0, r1)
+    lines = torch.arange(r0, r1 if grid.lined else r0)
     if is_newline.any():
         lines = torch.cat([lines, slot[is_newline]]).unique()
     came = [

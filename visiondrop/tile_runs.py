@@ -188,4 +188,6 @@ def whole(
         score=None if any(s is None for s in scores) else torch.cat(scores),  # type: ignore[arg-type]
         grid=None if alone else grid,
         share=batch.method.inside_part.tiles.share_of(grid, batch.geometry.num_patches),
+        tiles=grid.tiles,
+        projected=grid.unpruned,
     )

@@ -78,12 +78,13 @@ class PictureChoice:
 
     Attributes:
         tiles: for each tile its reduction (G = 1) of the tower's tokens, CLS first if there is one.
-        order: [M, 2] pairs (tile, slot), see `functional.anyres_layout`.
+        order: [M, 2] pairs (tile, slot), see `functional.anyres_layout`; None: as the options for
+            any-resolution pictures say.
         finish: (tokens of each tile [m, D'], newline [D']) -> the same as they are to be sent.
     """
 
     tiles: list[Reduction]
-    order: Tensor
+    order: Tensor | None = None
     finish: Callable[[list[Tensor], Tensor], tuple[list[Tensor], Tensor]] | None = None
 
 

@@ -121,6 +121,8 @@ class SampleTrace:
         tokens_by_picture: `tokens_per_layer` of each picture.
         shapes: (frames, rows, columns) of each picture or video of native resolution, whose token
             (f, r, c) has the id (f * rows + r) * columns + c; None for others.
+        tiles: pictures or tiles that passed the vision tower; projected: tokens that passed the
+            projector. Both say what the prefill cost, for `profiling.prefill_flops`.
     """
 
     key: str | None
@@ -132,6 +134,8 @@ class SampleTrace:
     grids: list[Grid | None] = field(default_factory=list)
     tokens_by_picture: list[list[int]] = field(default_factory=list)
     shapes: list[tuple[int, int, int] | None] = field(default_factory=list)
+    tiles: int = 1
+    projected: int = 0
 
     @property
     def mean_tokens(self) -> float:

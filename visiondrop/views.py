@@ -50,6 +50,7 @@ class EncoderView:
         make_following: makes `following`.
         pixels: [G, 3, h, w], the pictures as the tower read them (normalised).
         make_questions: makes `questions`.
+        make_first: makes `first`.
     """
 
     features: Tensor
@@ -66,6 +67,10 @@ class EncoderView:
     pixels: Tensor | None = field(default=None, repr=False)
     make_questions: Callable[[], list[str]] = field(
         default=_missing("no questions are known here; call trace.set_questions([...])"),  # type: ignore[assignment]
+        repr=False,
+    )
+    make_first: Callable[[], tuple[Tensor, Tensor]] = field(
+        default=_missing("the first layer of this tower cannot be read here"),  # type: ignore[assignment]
         repr=False,
     )
 
@@ -87,6 +92,11 @@ class EncoderView:
         in LLaVA. With bias, unscaled.
         """
         return self.make_following()
+
+    @cached_property
+    def first(self) -> tuple[Tensor, Tensor]:
+        """(query, key), [G, H, T, d] each, of the tower's first layer, with bias, unscaled."""
+        return self.make_first()
 
     @property
     def num_patches(self) -> int:

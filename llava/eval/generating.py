@@ -128,9 +128,14 @@ def traces_of(trace: Trace, prepared: Sequence[Prepared], num_beams: int) -> lis
 
 
 def describe_trace(sample_trace: SampleTrace) -> dict[str, Any]:
-    """Visual tokens per layer as runs ``[[tokens, layers], ...]``, and bytes of the KV cache."""
+    """Visual tokens per layer as runs ``[[tokens, layers], ...]``, what passed tower and projector,
+    bytes of the KV cache; of any-resolution pictures the newlines among the tokens, too."""
     layers = sample_trace.tokens_per_layer
+    newlines = {"newlines": sample_trace.mean_newlines} if any(sample_trace.grids) else {}
     return {
         "visual_tokens": [[tokens, len(list(run))] for tokens, run in groupby(layers)],
+        "tiles": sample_trace.tiles,
+        "projected": sample_trace.projected,
         "kv_bytes": sample_trace.kv_bytes,
+        **newlines,
     }

@@ -17,6 +17,7 @@ from llava.eval.settings import digest_of_json
 from visiondrop import Full, Reducer, VisionDrop
 from visiondrop.adapters import Geometry, geometry_of
 from visiondrop.methods import METHODS, build_method
+from visiondrop.pictures import Pictures
 from visiondrop.tiles import Tiles
 
 Budget = Literal["average", "nominal"]
@@ -111,10 +112,11 @@ def check_name(name: str) -> None:
 
 
 def field_names(method: type[Reducer]) -> set[str]:
-    """A method's hyper-parameters; one that draws at random has a "seed". On any-resolution
-    pictures a method has the options of `Reducer.on_tiles`, too.
+    """A method's hyper-parameters; one that draws at random has a "seed". The
+    options of `Reducer.on_pictures` and, on any-resolution pictures, `on_tiles` are theirs, too.
     """
     own = {f.name for f in fields(method)}  # type: ignore[arg-type]
+    own |= {f"pictures.{f.name}" for f in fields(Pictures)}
     return own | {f"tiles.{f.name}" for f in fields(Tiles)} if method.tiled else own
 
 

@@ -56,20 +56,33 @@ def mean_tokens(metadata: Mapping[str, Any]) -> float:
 
 
 def mean_flops(rows: Sequence[Row], config: Any) -> float | None:
-    """Mean FLOPs of the prefill; None for a model whose shape has no formula here."""
+    """Mean FLOPs of the prefill; None for a model whose shape has no formula here.
+
+    Every tile of a picture passes the vision tower; newlines are among the visual tokens. Rows of
+    older runs do not say how many passed: one tile, and what the first decoder layer sees.
+    """
     try:
         size = ModelSize.from_config(config)
     except ValueError:
         return None
 
     @cache
-    def one(runs: tuple[tuple[int, int], ...], text_tokens: int) -> float:
+    def one(
+        runs: tuple[tuple[int, int], ...], text_tokens: int, tiles: int, projected: int | None
+    ) -> float:
         ledger = [tokens for tokens, layers in runs for _ in range(layers)]
-        return prefill_flops(size, ledger, text_tokens).total
+        counted = prefill_flops(size, ledger, text_tokens, tiles=tiles, projected_tokens=projected)
+        return counted.total
 
+    said = (row["metadata"] for row in rows)
     return fmean(
-        one(tuple(map(tuple, row["metadata"]["visual_tokens"])), row["metadata"]["text_tokens"])
-        for row in rows
+        one(
+            tuple(map(tuple, m["visual_tokens"])),
+            m["text_tokens"],
+            m.get("tiles", 1),
+            m.get("projected"),
+        )
+        for m in said
     )
 
 
@@ -100,6 +113,7 @@ def build_result(
     traced = [row for row in rows if "visual_tokens" in row["metadata"]]
     flops = mean_flops(traced, config) if traced and flops_known else None
     kv_bytes = [row["metadata"]["kv_bytes"] for row in traced if "kv_bytes" in row["metadata"]]
+    newlines = [row["metadata"]["newlines"] for row in traced if "newlines" in row["metadata"]]
     answered = len(rows) - len(failed)
     return {
         "benchmark": benchmark.name,
@@ -108,6 +122,7 @@ def build_result(
         "method": method_name,
         "tokens": tokens,
         "mean_tokens": fmean(mean_tokens(r["metadata"]) for r in traced) if traced else None,
+        **({"mean_newlines": fmean(newlines)} if newlines else {}),
         "score": scores.score,
         "n": len(rows),
         "failed": len(failed),

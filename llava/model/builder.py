@@ -207,22 +207,33 @@ def _load_original(
     state = to_stock_state(base.read_language_model(parts, text, options["dtype"]))
     for key, value in base.read_tower(parts).items():
         state.setdefault(key, value)
+    if "model.image_newline" in expected and "unpad" not in config.get("mm_patch_merge_type", ""):
+        # Such a checkpoint has none, and the stock class's own is not read.
+        state.setdefault("model.image_newline", torch.zeros(expected["model.image_newline"]))
     if stock_config.tie_word_embeddings:
         state.setdefault("lm_head.weight", state["model.language_model.embed_tokens.weight"])
     check_state(state, expected, str(folder))
     model, _ = kind.from_pretrained(None, config=stock_config, state_dict=state, **options)
     model.config.name_or_path = str(folder)
-    model.generation_config = _generation_config(parts.tokenizer_folder, text)
+    model.generation_config = _generation_config(parts.tokenizer_folder, text, tokenizer)
     _add_picture_tokens(tokenizer, model, config)
     return tokenizer, model, parts.picture_folder
 
 
-def _generation_config(folder: Path, text: Any) -> GenerationConfig:
-    """Ids only: the published sampling settings of a base model are no part of LLaVA."""
+def _generation_config(folder: Path, text: Any, tokenizer: Any) -> GenerationConfig:
+    """Ids only: the published sampling settings of a base model are no part of LLaVA.
+
+    The tokenizer's end token ends a text, too: with chatml templates it is the turn's own end.
+    """
     file = folder / "generation_config.json"
     settings = read_json(file) if file.is_file() else {}
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: settings.get(name, getattr(text, name, None)) for name in names}
+    ends = ids["eos_token_id"]
+    ends = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        ends.append(tokenizer.eos_token_id)
+    ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
     return GenerationConfig(**ids)
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig, MistralConfig
 
+from llava.anyres import parse_pinpoints
+from llava.model.patch_merge import PATCH_MERGES
+
 ORIGINAL_ARCHITECTURES: dict[str, type] = {
     "LlavaLlamaForCausalLM": LlamaConfig,
     "LlavaMistralForCausalLM": MistralConfig,
@@ -59,11 +62,16 @@ def layout_of(config: dict[str, Any], where: Path) -> str:
 
 
 def is_next(config: dict[str, Any]) -> bool:
-    """Whether an original checkpoint cuts pictures into tiles (LLaVA-NeXT, v1.6)."""
+    """Whether an original checkpoint cuts pictures into tiles (LLaVA-NeXT, v1.6).
+
+    Raises ValueError for an unknown `mm_patch_merge_type`.
+    """
     merge = config.get("mm_patch_merge_type") or "flat"
-    if merge not in ("flat", "spatial_unpad"):
-        raise ValueError(f"mm_patch_merge_type is {merge!r}; must be flat or spatial_unpad")
-    return bool(merge == "spatial_unpad")
+    if merge not in PATCH_MERGES:
+        raise ValueError(
+            f"mm_patch_merge_type is {merge!r}; must be one of {', '.join(PATCH_MERGES)}"
+        )
+    return merge != "flat" or config.get("image_aspect_ratio") == "anyres"
 
 
 def text_config(config: dict[str, Any]) -> Any:
@@ -129,12 +137,13 @@ def to_stock_config(
     stock: LlavaConfig | LlavaNextConfig
     if is_next(config):
         # LLaVA writes (width, height), transformers (height, width); the order breaks ties.
-        grid = config.get("image_grid_pinpoints")
-        if not isinstance(grid, list):
-            raise ValueError(f"image_grid_pinpoints is {grid!r}; must be a list of [width, height]")
+        grid = parse_pinpoints(config.get("image_grid_pinpoints"))
         stock = LlavaNextConfig(
             **settings, image_grid_pinpoints=[[height, width] for width, height in grid]
         )
+        merge = config.get("mm_patch_merge_type") or "flat"
+        if merge != "spatial_unpad":
+            stock.mm_patch_merge_type = merge
     else:
         stock = LlavaConfig(**settings)
     for name in KEPT_ATTRIBUTES:

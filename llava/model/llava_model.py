@@ -18,6 +18,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.after_prompt import apply_after_prompt
+from llava.model.patch_merge import patch_merge, set_packing
 from llava.model.prompt import ExpandedPrompt, Ids, count_markers, expand_prompt, split_rows
 
 Images = Tensor | Sequence[Tensor]
@@ -236,7 +237,15 @@ class LlavaForConditionalGeneration(LlavaCalls, transformers.LlavaForConditional
 
 
 class LlavaNextForConditionalGeneration(LlavaCalls, transformers.LlavaNextForConditionalGeneration):
-    """LLaVA-NeXT (v1.6): a picture is cut into tiles, each row of patches ends in a newline."""
+    """LLaVA-NeXT (v1.6): a picture is cut into tiles, each row of patches ends in a newline.
+
+    `patch_merge` is how tiles are put together; "spatial_unpad" is the stock class's own way.
+    """
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.patch_merge = patch_merge(config)
+        set_packing(self.model, self.patch_merge)
 
     def picture_inputs(
         self, pictures: list[Tensor], image_sizes: Any

@@ -65,7 +65,7 @@ SENTENCES = [
 ]
 
 
-def sentencepiece_model() -> bytes:
+def sentencepiece_model(**more) -> bytes:
     """A model with Llama's settings: BPE, bytes for what it does not know, no normalisation."""
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -73,9 +73,32 @@ def sentencepiece_model() -> bytes:
         model_type="bpe", byte_fallback=True, character_coverage=1.0, split_digits=True,
         normalization_rule_name="identity", remove_extra_whitespaces=False,
         allow_whitespace_only_pieces=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
-        num_threads=1, minloglevel=2,
+        num_threads=1, minloglevel=2, **more,
     )  # fmt: skip
     return out.getvalue()
+
+
+# Yi's SentencePiece model has other names for BOS and EOS, and marks of its own: 3 to 5 stand for
+# control symbols, 6 to 8 for user-defined ones. As published, no BOS is put in front, and the
+# turn's end is EOS.
+YI_MARKS = dict(
+    bos_piece="<|startoftext|>",
+    eos_piece="<|endoftext|>",
+    control_symbols=["<|Human|>", "<|Assistant|>", "<|System|>"],
+    user_defined_symbols=["<|im_start|>", "<|im_end|>", "<|im_sep|>"],
+)
+YI_NAMED = {0: "<unk>", 1: "<|startoftext|>", 2: "<|endoftext|>", 7: "<|im_end|>"}
+
+
+def yi_tokenizer(named: dict[int, str]) -> dict:
+    """Its `tokenizer_config.json`, which names some of the marks."""
+    flags = dict(lstrip=False, normalized=False, rstrip=False, single_word=False, special=True)
+    return dict(
+        added_tokens_decoder={str(i): dict(content=text, **flags) for i, text in named.items()},
+        add_bos_token=False, add_eos_token=False, bos_token="<|startoftext|>",
+        eos_token="<|im_end|>", pad_token="<unk>", unk_token="<unk>", legacy=True,
+        model_max_length=4096, padding_side="right", tokenizer_class="LlamaTokenizer",
+    )  # fmt: skip
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
@@ -87,11 +110,11 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
             parameter.copy_(noise * 0.2 + (1.0 if parameter.dim() == 1 else 0.0))
 
 
-def stock_model(kind: str = "llava") -> LlavaForConditionalGeneration:
+def stock_model(kind: str = "llava", text=None) -> LlavaForConditionalGeneration:
     """The reference: a stock class whose placeholder is inside the vocabulary."""
     settings = dict(
         vision_config=CLIPVisionConfig(**VISION),
-        text_config=LlamaConfig(**TEXT),
+        text_config=LlamaConfig(**TEXT) if text is None else text,
         image_token_index=STOCK_IMAGE_TOKEN,
         image_seq_length=PATCHES,
     )
@@ -220,7 +243,8 @@ def write_v16(folder: Path, stock: torch.nn.Module, tokenizer: bytes, **settings
     state = language_state(stock) | projector_state(stock)
     for key, value in vision_state(stock).items():
         state["model.vision_tower.vision_tower." + key] = value
-    state["model.image_newline"] = stock.model.image_newline.detach().clone()
+    if "unpad" in settings.get("mm_patch_merge_type", "spatial_unpad"):  # else there is none
+        state["model.image_newline"] = stock.model.image_newline.detach().clone()
     write_shards(folder, state, "safetensors")
     return folder
 

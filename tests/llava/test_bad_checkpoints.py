@@ -104,7 +104,7 @@ def test_other_architecture(original, names, no_building):
     [
         (dict(mm_projector_type="linear"), "linear.*mlp2x_gelu"),
         (dict(mm_vision_select_feature="last"), "mm_vision_select_feature is 'last'"),
-        (dict(mm_patch_merge_type="spatial"), "mm_patch_merge_type is 'spatial'"),
+        (dict(mm_patch_merge_type="rows"), "mm_patch_merge_type is 'rows'"),
     ],
 )
 def test_settings_that_the_stock_class_lacks(original, changes, said, no_building):

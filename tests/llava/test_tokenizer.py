@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from llava.model.tokenizer import load_tokenizer
+from llava.model.tokenizer import load_stock_tokenizer, load_tokenizer
 from tests.llava import forms
 
 ALPHABET = [*"USERAassistant: '.,\n 42 \t?redé日 ▁", "</s>", "<s>", " ASSISTANT:", "\n"]
@@ -96,3 +96,38 @@ def test_bos_can_be_switched_off_and_padding_side_is_kept(tmp_path, trained):
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer("a").input_ids[0] != 1
     assert tokenizer.padding_side == "left"
+
+
+def yi_ids(processor, text, named):
+    """The slow tokenizer of Yi: each stretch between named marks by SentencePiece itself."""
+    pattern = "(" + "|".join(map(re.escape, named)) + ")"
+    ids = []
+    for part in filter(None, re.split(pattern, text)):
+        ids += [processor.piece_to_id(part)] if part in named else processor.encode(part)
+    return ids
+
+
+@pytest.mark.parametrize("start_named", [False, True], ids=["unnamed", "named"])
+def test_yi_marks_are_sentencepiece_s_where_no_setting_names_them(tmp_path, start_named):
+    trained = forms.sentencepiece_model(**forms.YI_MARKS)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=trained)
+    assert [processor.piece_to_id(mark) for mark in ("<|im_start|>", "<|im_end|>")] == [6, 7]
+    named = forms.YI_NAMED | ({6: "<|im_start|>"} if start_named else {})
+    forms.write_tokenizer(tmp_path, trained, **forms.yi_tokenizer(named))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 7, 0)
+    # A control symbol with a letter behind it, as it would stand in a text.
+    marks = ["<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|Human|>a", "<|startoftext|>"]
+    rng = random.Random(2)
+    alphabet = [*ALPHABET, *marks]
+    some = ["".join(rng.choice(alphabet) for _ in range(rng.randint(1, 14))) for _ in range(1000)]
+    for text in ["<|im_start|>user\nWhat<|im_end|>", "", *some]:
+        ids = tokenizer(text).input_ids
+        assert ids == yi_ids(processor, text, set(named.values())), text
+    start = tokenizer("<|im_start|>user").input_ids
+    assert start.index(6) == (0 if start_named else 1)  # behind a space of its own, or at the start
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_stock_tokenizer(tmp_path / "saved")
+    assert [again(text).input_ids for text in some] == [tokenizer(text).input_ids for text in some]
+    end = [*processor.encode("a red circle"), 7]
+    assert tokenizer.decode(end, skip_special_tokens=True) == "a red circle"

@@ -14,6 +14,12 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from llava.eval.answering import describe_trace
+from llava.eval.result import mean_flops
+from tests.visiondrop.models import IMAGE
+from tests.visiondrop.next_models import PATCHES, SIZES, inputs, prompt, tiny_next
+from visiondrop import Full, Uniform
+from visiondrop.methods.divprune import DivPrune
 from visiondrop.profiling import LLAVA_15_7B, Flops, ModelSize, kv_bytes, prefill_flops
 
 
@@ -77,6 +83,10 @@ def tiny_config(kv_heads=4, tower="clip", feature_layer=-2) -> LlavaConfig:
 def measured_flops(model, text_tokens: int, **forward) -> int:
     ids = torch.ones(1, 64 + text_tokens, dtype=torch.long)
     ids[0, 3:67] = 319
+    return counted_flops(model, ids, pixel_values=torch.zeros(1, 3, 112, 112), **forward)
+
+
+def counted_flops(model, ids, **forward) -> int:
     # CPU attention is not in torch's table and would count as nothing.
     attention = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
@@ -85,7 +95,7 @@ def measured_flops(model, text_tokens: int, **forward) -> int:
     }
     counter = FlopCounterMode(display=False, custom_mapping=attention)
     with counter, torch.no_grad():
-        model(input_ids=ids, pixel_values=torch.zeros(1, 3, 112, 112), use_cache=False, **forward)
+        model(input_ids=ids, use_cache=False, **forward)
     return counter.get_total_flops()
 
 
@@ -172,3 +182,58 @@ def test_illegal_counts_are_refused(arguments, says):
 def test_other_shapes_are_refused_by_name(config, says):
     with pytest.raises(ValueError, match=says):
         ModelSize.from_config(config)
+
+
+# ------------------------------------------------------------------ pictures of several tiles
+
+TILED = {
+    "full": Full(),
+    "before the LLM": Uniform(40).on_tiles(share="equal"),
+    "newlines dropped": Uniform(40).on_tiles(share="equal", newlines="none"),
+    "a few tiles get nothing": Uniform(3).on_tiles(share="equal"),
+    "padding is shown and lost": Uniform(90).on_tiles(share="equal", padding="lost"),
+    "inside the LLM": Uniform(30, layer=3),
+    "both": Uniform(60).on_tiles(share="equal") + Uniform(20, layer=5),
+}
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_any_resolution_runs_cost_what_torch_counts(name):
+    """Ragged tiles, with padding, two pictures in one prompt: from a run's own metadata, as the
+    result file has it. The methods choose without computing anything.
+    """
+    model = tiny_next()
+    for sizes in ([SIZES[0]], [SIZES[1], SIZES[2]]):
+        row = torch.tensor([prompt(3, 5, 1, sizes)])
+        pictures = inputs(sizes, [1, 2][: len(sizes)])
+        with TILED[name](model, keys=["a", "b"][: len(sizes)]) as trace:
+            counted = counted_flops(model, row, **pictures, logits_to_keep=1)
+        sample = trace.samples[0]
+        text = int((row != IMAGE).sum())
+        metadata = {"text_tokens": text, **describe_trace(sample)}
+        assert metadata["tiles"] == sum(grid.tiles for grid in sample.grids)
+        assert metadata["newlines"] == sample.mean_newlines
+        flops = mean_flops([{"metadata": metadata}], model.config)
+        assert flops == pytest.approx(counted, rel=1e-9)
+        told = prefill_flops(
+            model, sample.tokens_per_layer, text, tiles=sample.tiles,
+            projected_tokens=sample.projected,
+        )  # fmt: skip
+        assert flops == told.total
+        assert (told.decoder < counted) and told.tower > 0
+
+
+def test_who_chooses_after_the_projector_pays_for_all():
+    """DivPrune's own arithmetic apart, which is no part of the formula."""
+    model, size = tiny_next(), SIZES[0]
+    row, pictures = torch.tensor([prompt(3, 5, 1, [size])]), inputs([size], [1])
+    samples = {}
+    for method in (DivPrune(40), Uniform(40)):
+        with method.on_tiles(share="equal")(model) as trace, torch.no_grad():
+            model(input_ids=row, **pictures, use_cache=False, logits_to_keep=1)
+        samples[method.name] = trace.samples[0]
+    grid = samples["uniform"].grids[0]
+    window = grid.window
+    shown = PATCHES + (window[1] - window[0]) * (window[3] - window[2])
+    assert samples["uniform"].projected == 40 and samples["divprune"].projected == shown
+    assert samples["uniform"].tiles == samples["divprune"].tiles == grid.tiles

@@ -95,12 +95,15 @@ def test_hired_budgets_equal_loop(seed: int, rows: int, columns: int, rule: Any)
     attention = torch.rand(SIDE * SIDE, generator=generator, dtype=torch.float64) ** 6
     grid = TileGrid(rows, columns, (672, 672), SIDE)
     for rate, alpha in ((0.2, 0.5), (0.4, 0.5), (0.1, 0.8), (0.9, 0.1), (1.0, 0.5)):
-        budgets = partition_budgets(attention, grid, rate, alpha, rule)
-        assert budgets == budgets_by_loop(attention.tolist(), grid, rate, alpha, rule)
         total = int((1 + grid.crops) * SIDE**2 * rate)
+        budgets = partition_budgets(attention, grid, total, alpha, rule)
+        assert budgets == budgets_by_loop(attention.tolist(), grid, rate, alpha, rule)
         assert sum(budgets) <= total and max(budgets) <= SIDE**2
         if max(budgets) < SIDE**2:  # rounding down is all that is lost
             assert sum(budgets) > total - len(budgets)
+        filled = partition_budgets(attention, grid, total, alpha, rule, fill=True)
+        assert sum(filled) == total and max(filled) <= SIDE**2
+        assert all(more >= own for more, own in zip(filled, budgets, strict=True))
 
 
 def test_hired_budget_follows_content() -> None:
@@ -109,10 +112,10 @@ def test_hired_budget_follows_content() -> None:
     attention[:12, 12:] = 1.0
     grid = TileGrid(2, 2, (672, 672), SIDE)
     # 5 tiles x 576 x 0.2 = 576: half for the thumbnail, half for the crop at the upper right.
-    assert partition_budgets(attention.flatten(), grid, rule="paper") == [288, 0, 288, 0, 0]
+    assert partition_budgets(attention.flatten(), grid, 576, rule="paper") == [288, 0, 288, 0, 0]
 
 
 def test_hired_released_rule_needs_equal_runs() -> None:
     grid = TileGrid(5, 1, (336, 1680), side=24)
     with pytest.raises(ValueError, match="576 patches into 5 equal runs.*paper"):
-        partition_budgets(torch.rand(576), grid)
+        partition_budgets(torch.rand(576), grid, 100)

@@ -172,13 +172,30 @@ def places(sample: Any, stage: int = 0) -> list[list[Any]]:
 
 
 @pytest.mark.parametrize("_hyper, picture", cases("BASELINE_next"))
-def test_unpruned(_hyper: dict[str, Any], picture: dict[str, Any]) -> None:
-    sample = run("BASELINE_next", Full(), picture, steps=2)
+def test_unpruned(
+    _hyper: dict[str, Any], picture: dict[str, Any], pytestconfig: pytest.Config
+) -> None:
+    """All eight ids of the smallest pictures, of the others with --all-cells."""
+    every = pytestconfig.getoption("--all-cells") or len(tile_images(picture)) < 4
+    steps = golden_runs.STEPS if every else 2
+    sample = run("BASELINE_next", Full(), picture, steps=steps)
     assert set(sample.tokens_per_layer) == {picture["n_visual_tokens_to_llm"]}
     assert set(sample.newlines_per_layer) == {picture["n_newline"]}
     assert sample.grids == [grid_of(picture)]
     window = picture["kept_row_range_column_range (end exclusive)"]
     assert list(sample.grids[0].window) == window
+
+
+@pytest.mark.parametrize("_hyper, picture", cases("GlobalCom2")[:4])
+def test_unpruned_beside_globalcom2(_hyper: dict[str, Any], picture: dict[str, Any]) -> None:
+    length = picture["unpruned_sequence_length"]
+    whole = {
+        **picture,
+        "first_step_logits": picture["unpruned_first_step_logits"],
+        "generated_ids": picture["unpruned_generated_ids"],
+        "prefill_sequence_length_by_layer": [[0, 31, length]],
+    }
+    assert run("GlobalCom2", Full(), whole, steps=2).grids[0].unpruned == length - 14  # text
 
 
 # ------------------------------------------------------------------ VisionZip
@@ -228,6 +245,15 @@ def test_fastervlm(hyper: dict[str, Any], picture: dict[str, Any]) -> None:
     slots = grid_of(picture).slots(sample.stages[0].identity[sample.stages[0].source])
     if tiles["padding"] == "lost":
         assert slots.tolist() == picture["kept_indices_in_unpruned_packed_sequence"]
+
+
+def test_fastervlm_scores_of_every_image() -> None:
+    """What the tiles are judged by, all 576 patches of each image that the figures come with."""
+    told = golden_runs.data("FasterVLM_next")["tile_scores_by_image"]
+    known = range(len(golden_runs.images()))
+    scores = golden_runs.encoder_view(known).cls_attention
+    expected = torch.tensor([told[str(image)] for image in known])
+    torch.testing.assert_close(scores, expected, atol=1e-7, rtol=2e-4)
 
 
 # ------------------------------------------------------------------ PyramidDrop

@@ -30,6 +30,7 @@ from visiondrop.methods.divprune import DivPrune
 from visiondrop.methods.fastervlm import FasterVLM
 from visiondrop.methods.fastv import FastV
 from visiondrop.methods.globalcom2 import GlobalCom2
+from visiondrop.methods.hired import HiRED
 from visiondrop.methods.prumerge import PruMerge
 from visiondrop.methods.prumerge_plus import PruMergePlus
 from visiondrop.methods.pyramiddrop import PyramidDrop
@@ -69,6 +70,8 @@ SETTINGS: dict[str, Reducer] = {
     "uniform-inside": Uniform(30, layer=2, positions="original"),
     "divprune": DivPrune(30),
     "globalcom2": GlobalCom2(0.25),
+    "hired": HiRED(40),
+    "hired-paper": HiRED(40, partition="paper", fill=True).on_tiles(budget="ratio"),
     "scope": Scope(35),
     "vispruner": VisPruner(31),
     "cdpruner": CDPruner(20, clip=tiny_clip()),

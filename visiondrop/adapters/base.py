@@ -25,6 +25,7 @@ __all__ = [
     "Geometry",
     "TowerOutput",
     "VisualInput",
+    "first_projections",
     "following_projections",
     "layers_to_run",
     "run_vit",
@@ -172,6 +173,22 @@ class Adapter(ABC):
             args, kwargs: as the stock function takes them.
         """
 
+    def extents(
+        self, modality: str, model: nn.Module, *args: Any, **kwargs: Any
+    ) -> list[tuple[int, int]]:
+        """Of each picture the placeholders that it has in the prompt, and how many of these are no
+        newlines, without encoding anything; for prompts whose pictures split one budget.
+
+        Args:
+            args, kwargs: as `get_{modality}_features` takes them.
+
+        Raises `ValueError` where the family does not say it.
+        """
+        raise ValueError(
+            f"pictures of a prompt cannot split a budget before the LLM on {type(model).__name__}: "
+            "give each its own, on_pictures(budget='each')"
+        )
+
     def with_prompt(
         self, model: nn.Module, encoding: Encoding, kinds: np.ndarray, rows: list[list[Picture]]
     ) -> list[list[Picture]]:
@@ -296,6 +313,18 @@ def following_projections(tower: Any, num_layers: int, features: Tensor) -> tupl
         )
     attention = layers[num_layers].self_attn
     normed = layers[num_layers].layer_norm1(features)
+    return tower_heads(attention, attention.q_proj(normed), attention.k_proj(normed))
+
+
+def first_projections(tower: Any, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """(query, key), [B, H, T, d] each, of the first layer of a CLIP or SigLIP tower; with bias,
+    unscaled. Nothing after them is computed.
+    """
+    hidden = tower.embeddings(pixel_values)
+    if hasattr(tower, "pre_layrnorm"):
+        hidden = tower.pre_layrnorm(hidden)
+    layer = tower.encoder.layers[0]
+    attention, normed = layer.self_attn, layer.layer_norm1(hidden)
     return tower_heads(attention, attention.q_proj(normed), attention.k_proj(normed))
 
 

@@ -78,6 +78,15 @@ class LlavaAdapter(Adapter):
         names = ("pixel_values", "vision_feature_layer")
         return encode_pictures(model, self, encoding, **{n: given[n] for n in names if n in given})
 
+    def extents(
+        self, modality: str, model: nn.Module, *args: Any, **kwargs: Any
+    ) -> list[tuple[int, int]]:
+        """As many for every picture."""
+        given = dict(zip(("pixel_values",), args, strict=False)) | kwargs
+        geometry = self.geometry(model.config)
+        rows = geometry.num_patches + int(geometry.cls_in_prompt)
+        return [(rows, rows)] * len(given["pixel_values"])
+
     def project(self, model: nn.Module, features: Tensor) -> Tensor:
         """The multi-modal projector."""
         return self.base(model).multi_modal_projector(features)

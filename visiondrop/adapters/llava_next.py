@@ -45,6 +45,14 @@ class LlavaNextAdapter(LlavaAdapter):
         names = ("pixel_values", "image_sizes", "vision_feature_layer")
         return encode_tiles(model, self, encoding, **{n: given[n] for n in names if n in given})
 
+    def extents(
+        self, modality: str, model: nn.Module, *args: Any, **kwargs: Any
+    ) -> list[tuple[int, int]]:
+        """By the grid of each picture."""
+        given = dict(zip(("pixel_values", "image_sizes"), args, strict=False)) | kwargs
+        _, grids = self.tiles(model, given["pixel_values"], given["image_sizes"])
+        return [(grid.unpruned, grid.patches) for grid in grids]
+
     def tiles(
         self, model: nn.Module, pixel_values: Tensor, image_sizes: Any
     ) -> tuple[list[Tensor], list[TileGrid]]:
@@ -58,13 +66,14 @@ class LlavaNextAdapter(LlavaAdapter):
         config: Any = model.config
         vision = config.vision_config
         sizes = torch.as_tensor(image_sizes).tolist()
+        merge: Any = getattr(model, "patch_merge", "spatial_unpad")
         grids = []
         for height, width in sizes:
             rows, columns = get_anyres_image_grid_shape(
                 (height, width), config.image_grid_pinpoints, vision.image_size
             )
             side = vision.image_size // vision.patch_size
-            grids.append(TileGrid(rows, columns, (width, height), side))
+            grids.append(TileGrid(rows, columns, (width, height), side, merge))
         counts = [grid.tiles for grid in grids]
         if pixel_values.dim() == 5:
             return [p[:n] for p, n in zip(pixel_values, counts, strict=True)], grids

@@ -45,12 +45,16 @@ class TileGrid:
         rows, columns: of crops.
         original: (width, height) of the picture in pixels.
         side: tokens along a side of a tile.
+        merge: how the unpruned model puts tiles together: the crops row by row, without padding and
+            with newlines ("spatial_unpad"), with padding and without newlines ("spatial"), or one
+            tile after the other ("flat").
     """
 
     rows: int
     columns: int
     original: tuple[int, int]
     side: int = 24
+    merge: Literal["spatial_unpad", "spatial", "flat"] = "spatial_unpad"
 
     @property
     def crops(self) -> int:
@@ -73,10 +77,21 @@ class TileGrid:
         return self.rows * self.side, self.columns * self.side
 
     @property
+    def lined(self) -> bool:
+        """Whether rows are closed by newlines."""
+        return self.merge == "spatial_unpad"
+
+    @property
     def unpruned(self) -> int:
         """Tokens of the picture in the unpruned model, newlines included."""
         r0, r1, c0, c1 = self.window
-        return self.side**2 + (r1 - r0) * (c1 - c0 + 1)
+        return self.side**2 + (r1 - r0) * (c1 - c0 + self.lined)
+
+    @property
+    def patches(self) -> int:
+        """Tokens of the picture in the unpruned model, without newlines."""
+        top, bottom, _, _ = self.window
+        return self.unpruned - (bottom - top) * self.lined
 
     @property
     def first_newline(self) -> int:
@@ -84,7 +99,7 @@ class TileGrid:
         return self.tiles * self.side**2
 
     @property
-    def window(self) -> tuple[int, int, int, int]:
+    def content(self) -> tuple[int, int, int, int]:
         """(first row, end, first column, end) of the token grid without padding.
 
         Where the padding is odd, one padded row or column stays, as in LLaVA.
@@ -96,6 +111,17 @@ class TileGrid:
             return cut, rows - cut, 0, columns
         cut = (columns - int(round(width * (rows / height), 7))) // 2
         return 0, rows, cut, columns - cut
+
+    @property
+    def window(self) -> tuple[int, int, int, int]:
+        """The part of the token grid that the unpruned model sees, as `content`, which it is where
+        padding is cut away.
+        """
+        return (
+            self.content
+            if self.merge == "spatial_unpad"
+            else (0, self.tokens[0], 0, self.tokens[1])
+        )
 
     def row_of(self, ids: Tensor) -> Tensor:
         """Row of the token grid of each crop's patch and of each newline; -1 for all others."""
@@ -109,9 +135,11 @@ class TileGrid:
         that of the nearest cell of its tile or of the grid.
         """
         r0, r1, c0, c1 = self.window
-        patches, width = self.side**2, c1 - c0 + 1
+        patches, width = self.side**2, c1 - c0 + self.lined
         tile = torch.where(ids < 0, -1 - ids, ids // patches)
         patch = torch.where(ids < 0, 0, ids % patches)
+        if self.merge == "flat":
+            return tile * patches + patch
         row = (tile - 1) // self.columns * self.side + patch // self.side
         column = (tile - 1) % self.columns * self.side + patch % self.side
         newline = ids >= self.first_newline
@@ -154,8 +182,9 @@ class TileGrid:
         return left, top, left + size, top + size
 
     def shown(self, tile: int) -> tuple[int, int, int, int]:
-        """The part of a tile without padding: (first row, end, first column, end) in the tile."""
-        return (0, self.side, 0, self.side) if tile == 0 else self.valid(tile - 1)
+        """The part of a tile that the unpruned model sees: (first row, end, first column, end)."""
+        whole = tile == 0 or self.merge != "spatial_unpad"
+        return (0, self.side, 0, self.side) if whole else self.valid(tile - 1)
 
     def importance(self, thumbnail: Tensor) -> Tensor:
         """What the thumbnail's values [side * side] say of each tile, [T], sums to 1.
@@ -164,7 +193,7 @@ class TileGrid:
         token grid and summed where each crop shows it. The thumbnail itself counts as much as the
         crops do on average.
         """
-        r0, r1, c0, c1 = self.window
+        r0, r1, c0, c1 = self.content
         values = thumbnail.view(1, 1, self.side, self.side).double()
         stretched = torch.nn.functional.interpolate(
             values, (r1 - r0, c1 - c0), mode="bilinear", align_corners=False
@@ -184,9 +213,9 @@ class TileGrid:
         return cells.reshape(self.rows, high, self.columns, long).sum((1, 3)).flatten()
 
     def valid(self, crop: int) -> tuple[int, int, int, int]:
-        """The window's part of crop `crop` (0-based), in the crop's own rows and columns."""
+        """The part without padding of crop `crop` (0-based), in the crop's own rows and columns."""
         top, left = crop // self.columns * self.side, crop % self.columns * self.side
-        r0, r1, c0, c1 = self.window
+        r0, r1, c0, c1 = self.content
         inside = lambda x, start: min(max(x - start, 0), self.side)  # noqa: E731
         return inside(r0, top), inside(r1, top), inside(c0, left), inside(c1, left)
 
@@ -206,7 +235,8 @@ def row_order(
             slots that stand nowhere (CLS, merged tokens): these are left out.
         unpad: leave out what lies in the padding.
         newlines: "window" closes the rows without padding (LLaVA), "kept" those of them that keep
-            a token, "grid" every row of the padded grid (GlobalCom2).
+            a token, "grid" every row of the padded grid (GlobalCom2). No row is closed where the
+            unpruned model has no newlines.
 
     Returns: [M, 2] pairs (tile, slot), tile >= 1, and (NEWLINE, row).
     """
@@ -223,7 +253,7 @@ def row_order(
         slot = torch.arange(place.shape[0], device=device)
         keys.append((row * (columns + 1) + column)[here])
         pairs.append(tile_order(crop + 1, slot)[here])
-    if newlines != "none":
+    if newlines != "none" and grid.lined:
         rows = torch.arange(*((0, grid.tokens[0]) if newlines == "grid" else (r0, r1)))
         rows = rows.to(device)
         if newlines == "kept":
@@ -244,7 +274,8 @@ def picture_order(
     """The order of a picture of which each tile has kept some tokens, as VisionZip released it.
 
     The thumbnail's tokens in their order; the crops' patches row by row over the token grid; CLS of
-    each crop; then, crop by crop, what is to stand `behind` (merged tokens).
+    each crop; then, crop by crop, what is to stand `behind` (merged tokens). Where the model puts
+    one tile after the other ("flat"), each tile's tokens in their order.
 
     Args:
         ids: for each tile [m], the patch (0-based in its tile) of each slot, -1 for CLS.
@@ -254,6 +285,8 @@ def picture_order(
     Returns: [M, 2] pairs (tile, slot).
     """
     slots = [torch.arange(i.shape[0], device=i.device) for i in ids]
+    if grid.merge == "flat":
+        return torch.cat([tile_order(t, own) for t, own in enumerate(slots)])
     places = [i.masked_fill(b, -1) for i, b in zip(ids[1:], behind[1:], strict=True)]
     rows = row_order(places, grid, unpad=unpad, newlines=newlines)
     later = range(1, len(ids))

@@ -36,7 +36,8 @@ class TileRun(TileGrid):
         """How the `tiles` [T, 3, h, w] of a picture lie, each `side` x `side` tokens."""
         count, _, height, width = tiles.shape
         rows, columns = arrangement(tiles) if count > 1 else (1, 1)
-        return cls(rows, columns, (columns * width, rows * height), side, thumbnail=count > 1)
+        original = columns * width, rows * height
+        return cls(rows, columns, original, side, "flat", thumbnail=count > 1)
 
     @property
     def tiles(self) -> int:

@@ -44,6 +44,7 @@ from visiondrop.methods.vispruner import VisPruner
 from visiondrop.methods.vista import Vista
 from visiondrop.methods.vmtc_cmai import VmtcCmai
 from visiondrop.methods.yopo import Yopo
+from visiondrop.pictures import Pictures
 from visiondrop.reducer import Reducer
 from visiondrop.tiles import Tiles
 
@@ -107,7 +108,8 @@ def build_method(
         tokens: the number of visual tokens; None takes the method's default.
         model: the model or its configuration, for its sizes; or give `geometry`.
         args: fields of the method by name, as typed; lists and numbers are read as JSON, never
-            evaluated. "tiles.budget" and the like are options of `Reducer.on_tiles`.
+            evaluated. "tiles.budget" and the like are options of `Reducer.on_tiles`,
+            "pictures.budget" of `Reducer.on_pictures`.
         budget: what `tokens` means: the true mean over decoder layers ("average"), or what the
             method's paper calls its budget ("nominal").
 
@@ -124,10 +126,7 @@ def build_method(
     if budget not in typing.get_args(Budgeting):
         raise ValueError(f"budget={budget!r}; possible: 'average', 'nominal'")
     args = dict(args or {})
-    tiles = {key[6:]: args.pop(key) for key in list(args) if key.startswith("tiles.")}
-    if unknown := sorted(set(tiles) - {f.name for f in dataclasses.fields(Tiles)}):
-        known = ", ".join(f"tiles.{f.name}" for f in dataclasses.fields(Tiles))
-        raise ValueError(f"unknown argument tiles.{unknown[0]}; there are: {known}")
+    tiles, pictures = _options("tiles", Tiles, args), _options("pictures", Pictures, args)
     fields = parse_fields(cls, args)
     staged = {"encoder", "llm"} & set(fields)
     method: Reducer
@@ -154,8 +153,18 @@ def build_method(
             **fields,
         )
     method = method.on_tiles(**tiles) if tiles else method
+    method = method.on_pictures(**pictures) if pictures else method
     method.check(geometry)
     return method
+
+
+def _options(group: str, kind: type, args: dict[str, str]) -> dict[str, str]:
+    """Those of `args` that are named "group.field", taken out of them."""
+    own = {key: args.pop(key) for key in list(args) if key.startswith(f"{group}.")}
+    known = [f"{group}.{f.name}" for f in dataclasses.fields(kind)]
+    if unknown := sorted(set(own) - set(known)):
+        raise ValueError(f"unknown argument {unknown[0]}; there are: {', '.join(known)}")
+    return {key.partition(".")[2]: value for key, value in own.items()}
 
 
 def _whole(tokens: float) -> float | int:

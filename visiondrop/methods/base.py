@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Self
 
 from visiondrop.adapters.base import Geometry
@@ -39,11 +40,11 @@ class PictureBudget(Reducer):
         """With another number."""
         return dataclasses.replace(self, tokens=tokens)  # type: ignore[type-var]
 
-    def scaled(self, share: float) -> Self:
-        """With a share or multiple of the number, at least 1."""
+    def counted(self, count: Callable[[int], int]) -> Self:
+        """With count(tokens) for `tokens`."""
         if self.tokens is None:  # a method that may find out by itself
             return self
-        return self.with_entry(max(1, round(self.tokens * share)))
+        return self.with_entry(count(self.tokens))
 
     def ledger(self, num_layers: int, num_patches: int = 576, has_cls: bool = True) -> list[int]:
         """The same count in every layer."""

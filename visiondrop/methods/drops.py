@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from visiondrop.adapters.base import Geometry
@@ -89,11 +89,11 @@ class OneDrop(Reducer):
         options.setdefault("layer", scaled_layers((cls.official,), num_layers)[0])
         return cls(tokens=round(tokens), **options)  # type: ignore[call-arg]
 
-    def scaled(self, share: float) -> Self:
+    def counted(self, count: Callable[[int], int]) -> Self:
         """Another `tokens`, at least the least."""
         if self.tokens is None:
             return self
-        tokens = max(self.least(vars(self)), round(self.tokens * share))
+        tokens = max(self.least(vars(self)), count(self.tokens))
         return dataclasses.replace(self, tokens=tokens)  # type: ignore[type-var]
 
     def check(self, geometry: Geometry) -> None:
@@ -181,9 +181,9 @@ class ListedDrops(Reducer):
         )
         return make(layers, counts, **options)
 
-    def scaled(self, share: float) -> Self:
-        """All counts times `share`, at least 1."""
-        tokens = tuple(max(1, round(count * share)) for count in self.tokens)
+    def counted(self, count: Callable[[int], int]) -> Self:
+        """Another number at each layer."""
+        tokens = tuple(count(n) for n in self.tokens)
         return dataclasses.replace(self, tokens=tokens)  # type: ignore[type-var]
 
     @classmethod

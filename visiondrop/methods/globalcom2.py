@@ -14,7 +14,7 @@ from visiondrop.functional.anyres_layout import Newlines, TileGrid, row_order, t
 from visiondrop.merging import keep_only
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.scoring import cls_logits
-from visiondrop.tiles import PictureChoice
+from visiondrop.tiles import PictureChoice, Tiles
 from visiondrop.views import EncoderView
 
 
@@ -99,7 +99,7 @@ class GlobalCom2(Reducer):
             scores: [1 + crops, n], see `scoring.cls_logits`, of the tower layer that reads the
                 features (`EncoderView.following`).
         """
-        side, (top, bottom, left, right) = grid.side, grid.window
+        side, (top, bottom, left, right) = grid.side, grid.content
         thumbnail = scores[0].view(1, 1, side, side)
         count = int(side * side * self.retention_ratio)
         kept = [scores[0].sort(descending=True, stable=True).indices[:count]]
@@ -137,14 +137,14 @@ class GlobalCom2(Reducer):
         thumbnail = tile_order(0, torch.arange(kept[0].shape[0], device=kept[0].device))
         return torch.cat([thumbnail, row_order(places, grid, unpad=False, newlines=newlines)])
 
-    def picture_stage(self, view: EncoderView, grid: TileGrid) -> PictureChoice:
+    def picture_stage(self, view: EncoderView, grid: TileGrid, tiles: Tiles) -> PictureChoice:
         """Select over all tiles, pack."""
         kept = self.select(cls_logits(*view.following, view.scale), grid)
-        tiles = [
+        reductions = [
             keep_only(view.features[t : t + 1], view.sizes[t : t + 1], k[None] + 1)
             for t, k in enumerate(kept)
         ]
-        return PictureChoice(tiles, self.pack(kept, grid), self.finish)
+        return PictureChoice(reductions, self.pack(kept, grid), self.finish)
 
     def finish(self, tokens: list[Tensor], newline: Tensor) -> tuple[list[Tensor], Tensor]:
         """Decoder embeddings of the tiles [m, D'] and the newline [D'], rounded as released."""

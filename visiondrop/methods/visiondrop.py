@@ -4,7 +4,7 @@ LLM.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -153,14 +153,14 @@ class VisionDrop(Reducer):
         assert self.encoder is not None
         return replace(self, encoder=resized(self.encoder, tokens))
 
-    def scaled(self, share: float) -> Self:
-        """All stages' totals times `share`, rounded, at least 1."""
+    def counted(self, count: Callable[[int], int]) -> Self:
+        """Other totals of all stages, in the same shares of dominant and contextual tokens."""
 
-        def scale(budget: Budget) -> Budget:
-            return resized(budget, max(1, round(sum(budget) * share)))
+        def change(budget: Budget) -> Budget:
+            return resized(budget, count(sum(budget)))
 
-        llm = {layer: scale(budget) for layer, budget in self.llm.items()}
-        return replace(self, encoder=self.encoder and scale(self.encoder), llm=llm)
+        llm = {layer: change(budget) for layer, budget in self.llm.items()}
+        return replace(self, encoder=self.encoder and change(self.encoder), llm=llm)
 
     def encoder_stage(self, view: EncoderView) -> Reduction | None:
         """Score by CLS (or by the patches), keep, merge."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -103,9 +104,9 @@ class VisionZip(Reducer):
         dominant, contextual = resized((self.dominant, self.contextual), tokens)
         return replace(self, dominant=dominant, contextual=contextual)
 
-    def scaled(self, share: float) -> Self:
-        """All counts times `share`, at least 1 in all."""
-        return self.with_entry(max(1, round(self.entry_tokens() * share)))
+    def counted(self, count: Callable[[int], int]) -> Self:
+        """Another number in all, in the same shares."""
+        return self.with_entry(count(self.entry_tokens()))
 
     def encoder_stage(self, view: EncoderView) -> Reduction:
         """Keep and merge for G pictures (or tiles): [G, dominant + contextual, D]."""

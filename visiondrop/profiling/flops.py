@@ -123,10 +123,13 @@ def prefill_flops(
         config: a ``ModelSize``, or what ``ModelSize.from_config`` takes.
         visual_tokens_per_layer: visual tokens that each decoder layer sees, one number a layer
             (a trace's ``tokens_per_layer``, or a method's ``ledger``).
-        text_tokens: all other tokens of the sequence (system prompt, question, newline tokens).
+        text_tokens: all other tokens of the sequence (system prompt, question; newline tokens
+            where the ledger does not count them, as a trace's does).
         projected_tokens: tokens that pass the projector; by default those that the first decoder
-            layer sees. (A method that drops only inside the LLM projects them all, too.)
-        tiles: pictures or tiles that pass the vision tower.
+            layer sees. A method that chooses after the projector projects all; tiles' padding is
+            projected where a picture stays whole; newlines are not. A trace says it
+            (``SampleTrace.projected``).
+        tiles: pictures or tiles that pass the vision tower (``SampleTrace.tiles``).
         like_paper: count as the VisionDrop paper (arXiv 2506.22283) does: every layer of the tower,
             also the last one, which LLaVA never reads, and the LM head over all positions. The
             default counts what runs under a method: the tower up to the layer that is read, the LM
