@@ -174,7 +174,7 @@ def draw_rows(rows: Sequence[Sequence[Panel]]) -> Image.Image:
     heights = [HEAD + max(panel.height for panel, _ in panels) for panels in rows]
     shades = legend_strip(sum(widths) + (len(widths) - 1) * GAP)
     width = max(sum(widths) + (len(widths) + 1) * GAP, shades.width + 2 * GAP)
-    sheet = Image.new("RGB", (width, sum(heights) + shades.height + GAP + 10), "white")
+    sheet = Image.new("RGB", (width, sum(heights) + shades.height + 18), "white")
     pen, top = ImageDraw.Draw(sheet), 0
     for panels, height in zip(rows, heights, strict=True):
         left = GAP
@@ -189,7 +189,7 @@ def draw_rows(rows: Sequence[Sequence[Panel]]) -> Image.Image:
 
 SHADES: list[tuple[str, str | tuple[int, int, int], tuple[int, int, int] | None]] = [
     ("kept", (120, 160, 200), None),
-    ("contextual token (stands where its reference was)", (120, 160, 200), FRAME),
+    ("contextual token (stands at its reference)", (120, 160, 200), FRAME),
     ("merged into a contextual token", (225, 225, 225), None),
     ("dropped", (20, 20, 20), None),
 ]
