@@ -22,18 +22,17 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask
 
-from visiondrop.adapters.base import Adapter, Geometry, VisualInput
+from visiondrop.adapters.base import Adapter, Geometry
 from visiondrop.cache import is_pruned, make_pruned
-from visiondrop.encoder import Encoded, Encoding, Picture, whole_picture
+from visiondrop.encoder import Encoding, Picture
 from visiondrop.extensions.base import Extension
 from visiondrop.layout import pack
 from visiondrop.mrope import new_planes, note_deltas, prompt_planes, resume_deltas
 from visiondrop.parallel import FirstDecides, group_of_decoder
-from visiondrop.prompt import kinds_of, read_prompt, repeated, split_pictures
-from visiondrop.prompt_budget import encode_or_wait, encode_waiting, share_stages
-from visiondrop.prompt_stage import reduce_prompts
+from visiondrop.picture_inputs import PictureInputs
+from visiondrop.prompt import read_prompt
 from visiondrop.reducer import Reducer
-from visiondrop.refusals import refuse_lost_logits, refuse_single_frames
+from visiondrop.refusals import refuse_lost_logits
 from visiondrop.run import Block, Run, Uncached, row_positions
 from visiondrop.stages import LayerInput, StageInput, run_stage
 from visiondrop.trace import Trace
@@ -53,15 +52,11 @@ class Mechanism:
         self.decoder: Any = adapter.decoder(model)
         self.group = group_of_decoder(self.decoder)
         self.method: Any = method if self.group is None else FirstDecides(method, self.group)
-        self.encoding = Encoding(geometry, self.method, trace)
         self.stage_layers = set(method.llm_layers())
         self.original = method.positions == "original"
         self.extensions: list[Extension] = method.extensions()
         self.handles: list[Any] = []
-        self.inputs = adapter.visual_inputs(model.config)
-        self.pending: dict[str, list[Picture]] = {}
-        self.saved: dict[str, Any] = {}
-        self.input_ids: Tensor | None = None
+        self.inputs = PictureInputs(model, adapter, Encoding(geometry, self.method, trace))
         self.uncached: Uncached | None = None
         self.run: Run | None = None
 
@@ -69,9 +64,7 @@ class Mechanism:
 
     def attach(self) -> None:
         """Set all hooks."""
-        for kind in self.inputs:
-            self.saved[kind.function] = self.base.__dict__.get(kind.function)
-            setattr(self.base, kind.function, self.encoder_of(kind))
+        self.inputs.attach()
         hooked = [
             self.model.register_forward_pre_hook(self.before_model, with_kwargs=True),
             self.base.register_forward_pre_hook(self.before_base, with_kwargs=True),
@@ -92,69 +85,25 @@ class Mechanism:
         for handle in self.handles:
             handle.remove()
         self.handles = []
-        for function, saved in self.saved.items():
-            if saved is not None:
-                setattr(self.base, function, saved)
-            else:
-                self.base.__dict__.pop(function, None)
-        self.saved, self.pending = {}, {}
-        self.run = self.input_ids = None
-
-    def encoder_of(self, kind: VisualInput) -> Any:
-        """What takes the place of the base model's function for a kind of visual input."""
-
-        @functools.wraps(getattr(self.base, kind.function))
-        def features(*args: Any, **kwargs: Any) -> Encoded:
-            encoding = self.encoding.of(kind.modality)
-            parts = self.adapter, kind.modality, self.model, encoding
-            encoded = encode_or_wait(*parts, self.decoder.embed_tokens.weight, args, kwargs)
-            self.note_pictures(kind, encoded)
-            return encoded
-
-        return features
-
-    def note_pictures(self, kind: VisualInput, output: Any) -> None:
-        """Remember what the feature rows of the prompt to come mean."""
-        pictures = getattr(output, "pictures", None)
-        if pictures is None:
-            if self.method.before_llm:
-                raise ValueError(
-                    f"{self.method.name!r} reduces at the encoder but was handed features "
-                    "encoded elsewhere (mm_encoder_outputs from outside the `with` block, or "
-                    "prefill_chunk_size); give pixel_values, leave prefill_chunk_size unset"
-                )
-            device = output.pooler_output[0].device
-            entries = self.adapter.entries(self.model.config, kind.modality, output)
-            pictures = [whole_picture(rows, self.geometry, device) for rows in entries]
-        self.pending[kind.modality] = pictures
+        self.inputs.detach()
+        self.run = None
 
     # ------------------------------------------------------------------ before the decoder
 
     def before_model(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Refuse what a shortened sequence cannot answer."""
-        refuse_lost_logits(self.method, self.inputs, kwargs)
+        refuse_lost_logits(self.method, self.inputs.kinds, kwargs)
 
     def before_base(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the prompt's ids and, where they were encoded before, its pictures."""
-        self.input_ids = kwargs.get("input_ids", args[0] if args else None)
-        self.pending = {}
         if self.geometry.mrope and is_pruned(cache := kwargs.get("past_key_values")):
             resume_deltas(self.base, cache)
-        encoded = kwargs.get("mm_encoder_outputs") or {}
-        for kind in self.inputs:
-            known = encoded.get(kind.modality)
-            if known is None and not kind.given(kwargs):
-                continue
-            if self.input_ids is None:
-                raise ValueError("pictures with inputs_embeds: give input_ids, to know their place")
-            refuse_single_frames(self.method, self.geometry, kind, self.input_ids)
-            if known is not None:
-                self.note_pictures(kind, known)
+        self.inputs.expect(kwargs.get("input_ids", args[0] if args else None), kwargs)
 
     def before_decoder(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Re-pack the prompt, or go on with a re-packed one."""
         cache = kwargs.get("past_key_values")
-        pictures, self.pending = self.pending, {}
+        pictures = self.inputs.take()
         if is_pruned(cache):
             if pictures:
                 raise ValueError(
@@ -177,7 +126,6 @@ class Mechanism:
     ) -> dict[str, Any]:
         """Replace embeddings, mask and positions by those without the dropped rows."""
         embeds: Tensor = kwargs["inputs_embeds"]
-        assert self.input_ids is not None
         use_cache = kwargs.get("use_cache")
         if use_cache is None:
             use_cache = getattr(self.decoder.config, "use_cache", True)
@@ -193,19 +141,13 @@ class Mechanism:
                 "2-dimensional mask of padding, [batch, length]"
             )
         device = embeds.device
-        kinds = kinds_of(self.input_ids, [kind.token_id for kind in self.inputs])
-        queues = [pictures.get(kind.modality, []) for kind in self.inputs]
-        own = split_pictures(kinds, repeated(kinds, queues))
-        own = encode_waiting(self.method, own)
-        own = self.adapter.with_prompt(self.model, self.encoding, kinds, own)
-        own = share_stages(self.method, own)
-        if self.method.before_llm and self.method.before == "prompt":
-            own = reduce_prompts(self.method, self.geometry, own)
-        prompt = read_prompt(kinds > 0, mask, own, embeds)
+        visual, own = self.inputs.by_row(pictures)
+        prompt = read_prompt(visual, mask, own, embeds)
         run = Run(True, cache, rows=prompt.rows, stages=prompt.stages, real=prompt.real)
-        run.columns, run.passed = self.input_ids.shape[1], prompt.passed
+        run.columns, run.passed = visual.shape[1], prompt.passed
         if cache is None:
-            self.uncached = Uncached.follow(self.uncached, self.input_ids)
+            assert self.inputs.input_ids is not None
+            self.uncached = Uncached.follow(self.uncached, self.inputs.input_ids)
             run.tail = self.uncached.tail
         packed = pack(prompt.pool, prompt.index)
         run.note_layout(device)

@@ -69,6 +69,11 @@ class MergedView(EncoderView):
         """Refused, as `query`."""
         return self._none_of_tokens("the next tower layer's queries and keys were")
 
+    @property
+    def first(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Refused, as `query`."""
+        return self._none_of_tokens("the first tower layer's queries and keys were")
+
     @cached_property
     def key(self) -> Tensor:  # type: ignore[override]
         """[G, H, n, d], the tower's keys, averaged over each token's patches."""

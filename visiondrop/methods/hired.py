@@ -48,7 +48,7 @@ class HiRED(PictureBudget):
     paper = "arXiv 2408.10945"
     where = "encoder"
     signal = "CLS attention, budget per partition"
-    needs = ("cls",)
+    needs = ("cls", "patches")
     tiled = True
     presets = {
         "rate0.2": {"tokens": 115},
