@@ -20,20 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.masking_utils import create_causal_mask
 
 from visiondrop.adapters.base import Adapter, Geometry
 from visiondrop.cache import is_pruned, make_pruned
 from visiondrop.encoder import Encoding, Picture
 from visiondrop.extensions.base import Extension
 from visiondrop.layout import pack
-from visiondrop.mrope import new_planes, note_deltas, prompt_planes, resume_deltas
+from visiondrop.mrope import KeptCount, new_planes, note_deltas, prompt_planes, resume_deltas
 from visiondrop.parallel import FirstDecides, group_of_decoder
 from visiondrop.picture_inputs import PictureInputs
 from visiondrop.prompt import read_prompt
 from visiondrop.reducer import Reducer
 from visiondrop.refusals import refuse_lost_logits
-from visiondrop.run import Block, Run, Uncached, row_positions
+from visiondrop.run import Block, Run, Uncached, block_mask, row_positions
 from visiondrop.stages import LayerInput, StageInput, run_stage
 from visiondrop.trace import Trace
 
@@ -74,6 +73,8 @@ class Mechanism:
         for index, layer in enumerate(self.decoder.layers):
             hook = functools.partial(self.before_layer, index)
             hooked.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        if self.geometry.mrope:
+            hooked.append(KeptCount(self.model, self.base))
         self.handles = hooked
         for extension in self.extensions:
             extension.attach(self)
@@ -194,7 +195,7 @@ class Mechanism:
             first = cache.logical_count if self.original else held.count
             positions = planes if planes is not None else first.to(embeds.device)[:, None] + steps
             held.extend(new_mask, new)
-            attention = self.make_mask(embeds, held.mask, cache, held.first_layer)
+            attention = block_mask(self.decoder, embeds, held.mask, cache, held.first_layer)
             if self.original and shared is not None:
                 cos_sin = shared.cos_sin
             else:
@@ -204,19 +205,6 @@ class Mechanism:
         self.run = run
         first_block = cache.blocks[0]
         return dict(kwargs, attention_mask=first_block.mask, position_ids=run.blocks[0].positions)
-
-    def make_mask(
-        self, hidden: Tensor, padding: Tensor | None, cache: Any, layer: int
-    ) -> Tensor | None:
-        """The attention mask of the block that starts at `layer`, in the attention's own form."""
-        return create_causal_mask(
-            config=self.decoder.config,
-            inputs_embeds=hidden,
-            attention_mask=padding,
-            past_key_values=cache,
-            position_ids=None,
-            layer_idx=layer,
-        )
 
     # ------------------------------------------------------------------ inside and after
 
@@ -277,7 +265,7 @@ class Mechanism:
         positions = row_positions(run, hidden.device)
         block = Block(
             index,
-            self.make_mask(outcome.hidden, run.padding[-1], run.cache, index),
+            block_mask(self.decoder, outcome.hidden, run.padding[-1], run.cache, index),
             positions,
             self.decoder.rotary_emb(outcome.hidden, position_ids=positions),
         )

@@ -72,7 +72,14 @@ class ImageCache(PrefixStore):
         self.adapter = adapter_of(model)
         self.decoder: Any = self.adapter.decoder(model)
         check_reusable(self.method)
-        self.method.check(self.adapter.geometry(self.model.config))
+        geometry = self.adapter.geometry(self.model.config)
+        if geometry.mrope:
+            raise ValueError(
+                f"{type(model).__name__} counts positions by what was in the prompt (M-RoPE), "
+                "which a kept prefix does not hold; ask with `with method(model)`, where a chat "
+                "goes on from its own past_key_values"
+            )
+        self.method.check(geometry)
         self._trace: Trace | None = None
 
     # ------------------------------------------------------------------ files

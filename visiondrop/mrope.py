@@ -11,15 +11,18 @@ P is the number of planes (3).
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from visiondrop.cache import is_pruned
 from visiondrop.reducer import Reducer
 
 __all__ = [
     "PLANES",
+    "KeptCount",
     "keeping_positions",
     "new_planes",
     "note_deltas",
@@ -97,6 +100,33 @@ def resume_deltas(base: Any, cache: Any) -> None:
     """Give the model back what `note_deltas` kept, before it counts the positions of new tokens."""
     if "rope_deltas" in cache.state:
         base.rope_deltas = cache.state["rope_deltas"]
+
+
+class KeptCount:
+    """While it is there, generate() that goes on from a kept cache counts from that cache's own
+    prompt (`resume_deltas`), and not from the prompt that the model saw last.
+    """
+
+    function = "_prepare_position_ids_for_generation"
+
+    def __init__(self, model: Any, base: Any) -> None:
+        self.model, self.saved = model, model.__dict__.get(self.function)
+        stock = getattr(model, self.function)
+
+        @functools.wraps(stock)
+        def prepare(inputs: Any, model_kwargs: Any) -> Any:
+            if is_pruned(cache := model_kwargs.get("past_key_values")):
+                resume_deltas(base, cache)
+            return stock(inputs, model_kwargs)
+
+        setattr(model, self.function, prepare)
+
+    def remove(self) -> None:
+        """The model is as before."""
+        if self.saved is not None:
+            setattr(self.model, self.function, self.saved)
+        else:
+            self.model.__dict__.pop(self.function, None)
 
 
 def as_planes(given: Tensor | None, embeds: Tensor, past: int) -> Tensor:

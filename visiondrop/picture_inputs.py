@@ -19,7 +19,7 @@ from visiondrop.encoder import Encoded, Encoding, Picture, whole_picture
 from visiondrop.prompt import kinds_of, repeated, split_pictures
 from visiondrop.prompt_budget import encode_or_wait, encode_waiting, share_stages
 from visiondrop.prompt_stage import reduce_prompts
-from visiondrop.refusals import refuse_single_frames
+from visiondrop.refusals import refuse_foreign_features, refuse_single_frames
 
 __all__ = ["PictureInputs"]
 
@@ -67,16 +67,10 @@ class PictureInputs:
         """Remember what the feature rows of the prompt to come mean."""
         pictures = getattr(output, "pictures", None)
         if pictures is None:
-            method, geometry = self.encoding.method, self.encoding.geometry
-            if method.before_llm:
-                raise ValueError(
-                    f"{method.name!r} reduces at the encoder but was handed features "
-                    "encoded elsewhere (mm_encoder_outputs from outside the `with` block, or "
-                    "prefill_chunk_size); give pixel_values, leave prefill_chunk_size unset"
-                )
+            refuse_foreign_features(self.encoding.method)
             device = output.pooler_output[0].device
             entries = self.adapter.entries(self.model.config, kind.modality, output)
-            pictures = [whole_picture(rows, geometry, device) for rows in entries]
+            pictures = [whole_picture(rows, self.encoding.geometry, device) for rows in entries]
         self.pending[kind.modality] = pictures
 
     def expect(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:

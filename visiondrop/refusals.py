@@ -11,7 +11,17 @@ from visiondrop.adapters.base import Geometry, VisualInput
 from visiondrop.reducer import Reducer
 from visiondrop.registry import NEEDS, working
 
-__all__ = ["refuse_lost_logits", "refuse_single_frames"]
+__all__ = ["refuse_foreign_features", "refuse_lost_logits", "refuse_single_frames"]
+
+
+def refuse_foreign_features(method: Reducer) -> None:
+    """Raise `ValueError` where a method that reduces before the LLM finds the features made."""
+    if method.before_llm:
+        raise ValueError(
+            f"{method.name!r} reduces at the encoder but was handed features encoded elsewhere "
+            "(mm_encoder_outputs from outside the `with` block, or prefill_chunk_size); give "
+            "pixel_values, leave prefill_chunk_size unset"
+        )
 
 
 def refuse_lost_logits(

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import create_causal_mask
 
 from visiondrop.cache import CacheBlock
 from visiondrop.layout import Row, padding_mask
 from visiondrop.stages import LayerInput
 from visiondrop.trace import SampleTrace, StageTrace
 
-__all__ = ["Block", "Run", "Uncached", "row_positions"]
+__all__ = ["Block", "Run", "Uncached", "block_mask", "row_positions"]
 
 
 @dataclass
@@ -138,6 +139,20 @@ class Uncached:
             if longer and torch.equal(ids[:, :length], before.prompt):
                 return cls(before.prompt, before.tail + 1)
         return cls(ids)
+
+
+def block_mask(
+    decoder: Any, hidden: Tensor, padding: Tensor | None, cache: Any, layer: int
+) -> Tensor | None:
+    """The attention mask of the block that starts at `layer`, in the attention's own form."""
+    return create_causal_mask(
+        config=decoder.config,
+        inputs_embeds=hidden,
+        attention_mask=padding,
+        past_key_values=cache,
+        position_ids=None,
+        layer_idx=layer,
+    )
 
 
 def row_positions(run: Run, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from tests.visiondrop.qwen_models import (
     row,
     tiny_qwen,
 )
-from visiondrop import Full, Random, Uniform, VisionDrop
+from visiondrop import Full, ImageCache, Random, Uniform, VisionDrop
 from visiondrop.methods import METHODS
 from visiondrop.methods.dart import DART
 from visiondrop.methods.divprune import DivPrune
@@ -265,6 +265,25 @@ def test_plain_forwards_and_interleaved_decoding(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_two_chats_in_turns(family: str) -> None:
+    """A second turn on the kept cache = the whole conversation afresh, whatever came between."""
+    model, more = tiny_qwen(family), [44, 45, 46]
+    options = dict(max_new_tokens=3, min_new_tokens=3)
+    fed = [given(family, [ROWS[i]], [VISUALS[i]]) for i in (0, 1)]
+    with STAGED(model):
+        firsts = [generate(model, one, **options) for one in fed]
+        for i, first in enumerate(firsts):
+            said = first.sequences[0].tolist()
+            both = given(family, [said + more], [VISUALS[i]])
+            ids = {k: v for k, v in both.items() if "pixel" not in k and "grid" not in k}
+            kept = first.past_key_values
+            second = generate(model, {**ids, "past_key_values": kept}, **options)
+            afresh = generate(model, both, **options)
+            torch.testing.assert_close(logits(second), logits(afresh), **CLOSE)
+    assert "_prepare_position_ids_for_generation" not in model.__dict__
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_beams_and_samples(family: str) -> None:
     """Beams of a batch = of its rows alone; a whole budget = stock beams."""
     options = dict(num_beams=3, num_return_sequences=2)
@@ -324,6 +343,8 @@ def test_what_is_not_defined_is_refused(family: str) -> None:
         raise AssertionError("not refused")
     with pytest.raises(ValueError, match=f"{LONGEST + 1}.*{LONGEST}"), Uniform(LONGEST + 1)(model):
         raise AssertionError("not refused")
+    with pytest.raises(ValueError, match="M-RoPE.*past_key_values"):
+        ImageCache(model, STAGED)
     with pytest.raises(ValueError, match="logits_to_keep"), STAGED(model):
         model(**given(family, ROWS[:1], VISUALS[:1]))
 
