@@ -205,6 +205,9 @@ def test_what_is_not_defined_is_refused() -> None:
         Random(CLIP_TOKENS + 1)(model).__enter__()
     with pytest.raises(ValueError, match="prompt 0 has one"), DTD()(model):
         generate(model, [prompt(3, 5, 1, "pv")], inputs("pv", [1, 2]))
+    split = STAGED.on_pictures(budget="split")
+    with pytest.raises(ValueError, match="cannot split a budget before the LLM"), split(model):
+        generate(model, [prompt(3, 5, 1, "vv")], inputs("vv", [1, 2]))
     with STAGED(model) as trace:
         generate(model, ROWS[:1], inputs("v", [1]))
     with pytest.raises(ValueError, match=r"picture 0 of this sample is a video.*cannot be drawn"):
