@@ -162,7 +162,7 @@ def encode_packed(
         whole = None
         if method.before_llm and method.before != "prompt":
             whole, newlines = reduce_packed(encoding, run, grid, newlines, view_of)
-        rows, info = finish(encoding, run, grid, newlines, whole, keys[p])
+        rows, info = finish(encoding, run, grid, newlines, whole, keys[p], tiles[..., 0].numel())
         out.append(rows)
         pictures.append(info)
     return Encoded(pooler_output=out, pictures=pictures)  # type: ignore[arg-type]
@@ -226,7 +226,7 @@ def encode_pooled(
     batch, frames = videos.shape[:2]
     tower = run_tower(model, adapter, encoding, list(videos), "video", **kwargs)
     pooled, newline = pool(adapter.project(model, tower.features)), adapter.newline(model)
-    n, side = pooled.shape[1], round(pooled.shape[1] ** 0.5)
+    n, side, patches = pooled.shape[1], round(pooled.shape[1] ** 0.5), tower.features.shape[1]
     grid = FrameGrid(frames, side, newline=True)
 
     def view_of(index: list[int]) -> PackedView:
@@ -255,7 +255,7 @@ def encode_pooled(
             stays = torch.arange(int(part.tiles.newlines != "none"), device=run.device)
             whole = concatenate([*parts, keep_only(run[None, -1:], ones[:, :1], stays[None])])
             lines = np.arange(whole.source.shape[1]) == sum(p.source.shape[1] for p in parts)
-        rows, info = finish(encoding, run, grid, lines, whole, keys[b])
+        rows, info = finish(encoding, run, grid, lines, whole, keys[b], frames * patches)
         if method.before == "prompt":
             info.features, info.pixels = run, videos[b]
         out.append(rows)
@@ -277,12 +277,14 @@ def finish(
     newlines: np.ndarray,
     reduction: Reduction | None,
     key: str | None,
+    projected: int,
 ) -> tuple[Tensor, Picture]:
     """The feature rows of one picture or video, and what they mean.
 
     Args:
         run: [rows, D'], the unpruned rows; reduction: of all of them (G = 1), None leaves all.
         newlines: [tokens] bool, which of the tokens that are left are newlines.
+        projected: patches that passed the projector.
     """
     method, rows, inside = encoding.method, run.shape[0], encoding.method.inside_part
     ids, ones = grid.ids.to(run.device), torch.ones(rows, dtype=torch.long, device=run.device)
@@ -291,7 +293,7 @@ def finish(
     )
     place = torch.arange(rows, device=run.device)
     info = Picture(rows, rows, ids, place, ones, None, None, key, grid=grid, share=share)
-    out = run
+    info.tiles, info.projected, out = grid.tiles, projected, run
     if reduction is not None:
         source = reduction.source[0]
         info.tokens, info.sizes, info.slot = source.shape[0], reduction.sizes[0], source

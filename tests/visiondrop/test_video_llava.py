@@ -26,6 +26,7 @@ from visiondrop.methods.dtd import DTD
 from visiondrop.methods.fastervlm import FasterVLM
 from visiondrop.methods.fastv import FastV
 from visiondrop.methods.framewise import FrameWise
+from visiondrop.methods.hired import HiRED
 from visiondrop.methods.prumerge import PruMerge
 from visiondrop.methods.prumerge_plus import PruMergePlus
 from visiondrop.methods.pyramiddrop import PyramidDrop
@@ -53,6 +54,7 @@ SETTINGS: dict[str, Reducer] = {
     "visionzip": VisionZip(12, 3),
     "fastervlm": FasterVLM(13),
     "vispruner": VisPruner(14),
+    "hired": HiRED(13),
     "prumerge": PruMerge(tokens=14, neighbours=5),
     "prumerge-adaptive": PruMerge(neighbours=5),
     "prumerge+": PruMergePlus(tokens=14),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import VideoLlavaForConditionalGeneration
 
 from tests.visiondrop.models import LAYERS, batch, logits
@@ -204,10 +205,13 @@ def test_what_is_not_defined_is_refused() -> None:
         Random(CLIP_TOKENS + 1)(model).__enter__()
     with pytest.raises(ValueError, match="prompt 0 has one"), DTD()(model):
         generate(model, [prompt(3, 5, 1, "pv")], inputs("pv", [1, 2]))
+    split = STAGED.on_pictures(budget="split")
+    with pytest.raises(ValueError, match="cannot split a budget before the LLM"), split(model):
+        generate(model, [prompt(3, 5, 1, "vv")], inputs("vv", [1, 2]))
     with STAGED(model) as trace:
         generate(model, ROWS[:1], inputs("v", [1]))
-    with pytest.raises(ValueError, match="or a video, whose tiles or frames cannot be drawn"):
-        trace.draw(None, "never.png")
+    with pytest.raises(ValueError, match=r"picture 0 of this sample is a video.*cannot be drawn"):
+        trace.draw(Image.new("RGB", (9, 9)), "never.png")
 
 
 def test_picture_alone_is_as_in_llava() -> None:

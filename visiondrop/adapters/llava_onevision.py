@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
-from visiondrop.adapters.base import Geometry, VisualInput
+from visiondrop.adapters.base import Adapter, Geometry, VisualInput
 from visiondrop.adapters.llava import LlavaAdapter
 from visiondrop.functional.packed_layout import shrunk
 
@@ -49,6 +49,8 @@ class LlavaOnevisionAdapter(LlavaAdapter):
             VisualInput("image", config.image_token_id),
             VisualInput("video", config.video_token_id, "pixel_values_videos"),
         )
+
+    extents = Adapter.extents  # refused: videos and pictures do not split a budget before the LLM
 
     def features(
         self, modality: str, model: nn.Module, encoding: Encoding, *args: Any, **kwargs: Any

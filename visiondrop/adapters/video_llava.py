@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from visiondrop.adapters.base import Geometry, VisualInput
+from visiondrop.adapters.base import Adapter, Geometry, VisualInput
 from visiondrop.adapters.llava import LlavaAdapter
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class VideoLlavaAdapter(LlavaAdapter):
         """That of pictures or of videos, both CLIP."""
         base = self.base(model)
         return base.video_tower if modality == "video" else base.image_tower
+
+    extents = Adapter.extents  # refused: videos and pictures do not split a budget before the LLM
 
     def features(
         self, modality: str, model: nn.Module, encoding: Encoding, *args: Any, **kwargs: Any

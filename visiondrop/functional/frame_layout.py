@@ -42,6 +42,11 @@ class FrameGrid:
         return self.frames * self.per_frame
 
     @property
+    def patches(self) -> int:
+        """Tokens in the unpruned model without newlines."""
+        return self.first_newline
+
+    @property
     def unpruned(self) -> int:
         """Tokens of the video in the unpruned model, the newline included."""
         return self.first_newline + int(self.newline)

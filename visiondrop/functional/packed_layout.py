@@ -56,6 +56,11 @@ class PackedGrid:
         return self.base + self.rows * self.columns
 
     @property
+    def patches(self) -> int:
+        """Tokens in the unpruned model without newlines."""
+        return self.first_newline
+
+    @property
     def unpruned(self) -> int:
         """Tokens of the picture in the unpruned model, newlines included."""
         return self.first_newline + self.rows
