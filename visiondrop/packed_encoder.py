@@ -291,6 +291,9 @@ def finish(
     )
     place = torch.arange(rows, device=run.device)
     info = Picture(rows, rows, ids, place, ones, None, None, key, grid=grid, share=share)
+    # The tower and the projector see all patches of all tiles; the picture shrinks behind them.
+    high, wide = encoding.geometry.grid
+    info.tiles, info.projected = grid.tiles, grid.tiles * high * wide
     out = run
     if reduction is not None:
         source = reduction.source[0]
