@@ -271,3 +271,20 @@ def test_what_cannot_be_split_is_refused(family: Family) -> None:
     assert Reducer.from_dict(method.to_dict()).pictures == method.pictures
     with pytest.raises(ValueError, match="pictures.count; there are: pictures.budget"):
         build_method("uniform", 9, model=model, args={"pictures.count": "3"})
+
+
+def test_other_families_say_that_they_cannot_split_before_the_llm() -> None:
+    """Never by what they inherit from LLaVA-1.5, whose pictures all have as many tokens."""
+    from visiondrop.adapters import ADAPTERS
+
+    able = set()
+    for adapter in ADAPTERS:
+        try:
+            adapter.extents("image", torch.nn.Identity(), torch.zeros(1))
+        except ValueError as error:
+            assert "cannot split a budget before the LLM" in str(error)
+        except AttributeError:  # an empty module has no configuration
+            able.add(type(adapter).__name__)
+        except KeyError:
+            able.add(type(adapter).__name__)
+    assert able == {"LlavaAdapter", "LlavaNextAdapter"}

@@ -81,7 +81,9 @@ class LlavaAdapter(Adapter):
     def extents(
         self, modality: str, model: nn.Module, *args: Any, **kwargs: Any
     ) -> list[tuple[int, int]]:
-        """As many for every picture."""
+        """As many for every picture; families built on this one have to say it themselves."""
+        if type(self) is not LlavaAdapter:
+            return super().extents(modality, model, *args, **kwargs)
         given = dict(zip(("pixel_values",), args, strict=False)) | kwargs
         geometry = self.geometry(model.config)
         rows = geometry.num_patches + int(geometry.cls_in_prompt)
