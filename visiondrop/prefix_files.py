@@ -18,6 +18,7 @@ from torch import nn
 from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.functional.frame_layout import FrameGrid
 from visiondrop.functional.packed_layout import PackedGrid
+from visiondrop.functional.tile_run import TileRun
 from visiondrop.prefix import Prefix
 from visiondrop.reducer import Reducer
 from visiondrop.trace import SampleTrace, StageTrace
@@ -171,6 +172,6 @@ def _read(file: Any, names: set[str], p: int, entry: dict[str, Any]) -> Prefix:
 
 def _grid(name: str, values: dict[str, Any]) -> Any:
     """A grid by the name of its class; JSON has lists where it has tuples."""
-    known = (FrameGrid, PackedGrid, TileGrid, *TileGrid.__subclasses__())
+    known = (FrameGrid, PackedGrid, TileGrid, TileRun)
     kinds: dict[str, Any] = {kind.__name__: kind for kind in known}
     return kinds[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

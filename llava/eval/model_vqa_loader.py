@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llava.eval.answering import LoadedModel, answer_questions, dataset_of
@@ -31,6 +32,7 @@ from llava.eval.errors import EXIT_FAILED_SAMPLES, EXIT_OK, run_main
 from llava.eval.loading import load_model, read_config
 from llava.eval.pictures import Folder, Pictures
 from llava.eval.planning import geometry_of_config, plan_one
+from llava.eval.prefixes import may_turn_answers
 from llava.eval.preparing import QuestionDataset, build_prompt
 from llava.eval.samples import SHOWN, Sample, batches_of, chunk_of_batches, read_questions
 from llava.eval.wandb_log import LoggedRun, check_wandb, log_run
@@ -82,6 +84,9 @@ def answer(args: argparse.Namespace, everything: Sequence[Sample], pictures: Pic
     settings = run_settings(
         args, choice, config, args.question_file, run.method.to_dict(), args.seed
     )
+    asked = args.image_cache == "on"
+    shared = may_turn_answers(asked, run.method, samples, settings.dtype)
+    settings = replace(settings, image_cache=shared)
     if args.wandb:
         check_wandb()
     loaded: LoadedModel | None = None
@@ -102,7 +107,7 @@ def answer(args: argparse.Namespace, everything: Sequence[Sample], pictures: Pic
                 dataset,
                 workers=workers,
                 label=run.cell,
-                image_cache=args.image_cache == "on",
+                image_cache=asked,
             )
         rows = store.finish()
         if args.wandb:

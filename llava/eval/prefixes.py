@@ -40,13 +40,19 @@ def why_not_shared(method: Any, samples: Sequence[Sample]) -> str | None:
 
 
 def sharing_note(asked: bool, method: Any, samples: Sequence[Sample]) -> dict[str, Any]:
-    """For the result json: whether beginnings were shared, and why not.
-
-    It is no part of the settings that make a run's answers its own: which answers a last bit could
-    change is told by their near ties.
-    """
+    """For the result json: whether beginnings were shared, and why not."""
     reason = why_not_shared(method, samples) if asked else "turned off"
     return {"used": reason is None, **({} if reason is None else {"reason": reason})}
+
+
+def may_turn_answers(asked: bool, method: Any, samples: Sequence[Sample], dtype: str) -> bool:
+    """Whether sharing is part of the settings that a run's answers are known by.
+
+    In float32 it is not: answers are the same but for near ties, which the result lists. Below,
+    last bits are larger and turn an answer now and then, as another batch size does, which is part
+    of the settings, too.
+    """
+    return asked and dtype != "float32" and why_not_shared(method, samples) is None
 
 
 class SharedPrefixes:

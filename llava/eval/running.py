@@ -20,7 +20,7 @@ from llava.eval.errors import EvalError
 from llava.eval.loading import ModelChoice, load_model
 from llava.eval.near_ties import all_near_ties, near_ties
 from llava.eval.planning import PlannedRun, Refusal
-from llava.eval.prefixes import sharing_note
+from llava.eval.prefixes import may_turn_answers, sharing_note
 from llava.eval.preparing import HELD, HELD_BY_WORKER, QuestionDataset
 from llava.eval.processes import Group, launch, share
 from llava.eval.result import build_result, read_result, write_result
@@ -68,7 +68,10 @@ class Job:
             self._settings = run_settings(
                 self.args, self.choice, self.config, str(self.files.questions), {}
             )
-        return replace(self._settings, method=run.method.to_dict(), seed=run.seed)
+        asked, dtype = self.args.image_cache == "on", self._settings.dtype
+        image_cache = may_turn_answers(asked, run.method, self.samples, dtype)
+        settings = replace(self._settings, method=run.method.to_dict(), seed=run.seed)
+        return replace(settings, image_cache=image_cache)
 
     def new_tower_cache(self, max_bytes: int) -> TowerCache:
         """A store of tower outputs that runs over these samples may share, whatever their method:

@@ -70,6 +70,8 @@ class RunSettings:
         questions: SHA-256 of the question file.
         seed: of sampling (with ``temperature`` > 0); a method's own seed is part of ``method``.
         blank_picture: every picture replaced by a uniform grey one.
+        image_cache: whether questions go on from a kept prefill, where that may turn an answer:
+            below float32. Left out of the hash where it is false.
     """
 
     model: str
@@ -90,9 +92,13 @@ class RunSettings:
     seed: int = 0
     blank_picture: bool = False
     quantisation: str | None = field(default=None)
+    image_cache: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))
+        out = json.loads(json.dumps(asdict(self)))
+        if not self.image_cache:
+            del out["image_cache"]
+        return out
 
     @property
     def digest(self) -> str:

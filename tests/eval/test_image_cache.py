@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from llava.eval import running
+from llava.eval.errors import EvalError
 from llava.eval.loading import load_model
 from llava.eval.near_ties import NEAR
 from llava.eval.oracle import Oracle
@@ -167,6 +168,24 @@ def test_where_it_is_worth_while() -> None:
     assert why_not_shared(method, samples(None, None)) == "0.00 questions a picture"
     assert sharing_note(True, FastV(2, tokens=9), samples(*"aa"))["used"] is False
     assert sharing_note(False, Full(), samples(*"aa")) == {"used": False, "reason": "turned off"}
+
+
+def test_below_float32_it_is_part_of_the_settings(
+    tiny_model: Path, shared_data: TinyData, tmp_path: Path
+) -> None:
+    """Last bits may turn an answer there: a run is not mixed from both."""
+    options = ["--methods", "full,fastv", "--dtype", "bfloat16", "--limit", "8"]
+    run(tiny_model, shared_data, tmp_path, *options)
+    digest = {
+        c: result(tmp_path / "textvqa" / c)["settings_digest"] for c in ("full-36", "fastv-9")
+    }
+    off = flags(tiny_model, shared_data, tmp_path, *options, "--image-cache", "off")
+    with pytest.raises(EvalError, match="image_cache: true there, null here"):
+        main(off)
+    run(tiny_model, shared_data, tmp_path / "off", *options, "--image-cache", "off")
+    for cell, known in digest.items():
+        other = result(tmp_path / "off" / "textvqa" / cell)["settings_digest"]
+        assert (other == known) == (cell == "fastv-9"), "what is asked whole is the same run"
 
 
 def test_methods_say_whether_they_read_sample_keys(monkeypatch: pytest.MonkeyPatch) -> None:
