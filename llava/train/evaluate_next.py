@@ -12,7 +12,8 @@
     oracle     as many: the crops' patches that the question asks for, then evenly spread others
 
 Dropped rows are left out at the decoder's input and positions renumbered. ``--zero-shot`` takes the
-pocket model's weights in LLaVA-NeXT's class, before any training.
+pocket model's weights in LLaVA-NeXT's class, before any training, with ``--rope-theta`` as the base
+of its rotary positions. ``--only full`` measures every tile alone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from llava.mm_utils import expand2square
 from .evaluate_pocket import Scorer, even, oracle, read_set, table
 from .pocket_forward import vision_features
 from .pocket_next import SOURCE
-from .pocket_next_model import make_next
+from .pocket_next_model import ROPE_THETA, make_next
 from .pocket_next_pictures import grid_of, rows_of_squares
 
 GREY = (122, 116, 104)  # LLaVA's padding colour
@@ -70,7 +71,7 @@ class NextScorer(Scorer):
 
 def evaluate(
     scorer: NextScorer, square: Scorer | None, folder: Path, rows: list[dict], tokens: int,
-    seed: int,
+    seed: int, only_full: bool = False,
 ) -> dict[str, list]:  # fmt: skip
     """For each condition one bool for each question, in order."""
     by_picture: dict[str, list[int]] = {}
@@ -78,6 +79,7 @@ def evaluate(
         by_picture.setdefault(str(r["image"]), []).append(i)
     share, view = f"{tokens}/576", "336 view"
     names = ["full", "blank", "thumbnail", f"uniform {share}", f"random {share}", f"oracle {share}"]
+    names = names[:1] if only_full else names
     out: dict[str, list] = {n: [False] * len(rows) for n in names}
     out |= {view: [False] * len(rows)} if square else {}
     rng = np.random.default_rng(seed)
@@ -85,9 +87,12 @@ def evaluate(
         picture = Image.open(folder / "train_images" / image).convert("RGB")
         feats, grid = scorer.picture(picture), grid_of(picture.size)
         n, some = len(feats), [rows[i] for i in ids]
-        kept = round(tokens / 576 * grid.tiles * 576)
+        for i, ok in zip(ids, scorer.right(feats, some), strict=True):
+            out[names[0]][i] = ok
+        if only_full:
+            continue
+        kept = tokens * grid.tiles
         shown = {
-            names[0]: feats,
             names[1]: scorer.picture(Image.new("RGB", picture.size, GREY)),
             names[2]: feats[:576],
             names[3]: feats[torch.from_numpy(even(kept, n))],
@@ -129,6 +134,8 @@ def main() -> None:
     p.add_argument("--model", type=Path, default=Path("checkpoints/pocket-llava-next"))
     p.add_argument("--square", type=Path, default=SOURCE)
     p.add_argument("--zero-shot", action="store_true")
+    p.add_argument("--rope-theta", type=float, default=ROPE_THETA, help="of --zero-shot")
+    p.add_argument("--only", choices=("full",), help="leave out all other conditions")
     p.add_argument("--data", type=Path, default=Path("playground/data/eval_anyres/textvqa"))
     p.add_argument("--tokens", type=int, default=64, help="of 576, a share for any number of tiles")
     p.add_argument("--limit", type=int, default=0, help="the first so many questions; 0 is all")
@@ -143,10 +150,11 @@ def main() -> None:
         p.error(f"--tokens {args.tokens}: a share of 576, take 1 to 576")
     scorer = NextScorer(args.model, args.device)
     if args.zero_shot:
-        scorer.model = make_next(args.square).eval().to(scorer.device)
+        scorer.model = make_next(args.square, args.rope_theta).eval().to(scorer.device)
     rows = read_set(args.data, args.limit)
-    square = Scorer(args.square, args.device)
-    result = evaluate(scorer, square, args.data, rows, args.tokens, args.seed)
+    square = None if args.only else Scorer(args.square, args.device)
+    only = args.only is not None
+    result = evaluate(scorer, square, args.data, rows, args.tokens, args.seed, only)
     cells, tiles = table(rows, result), by_tiles(rows, args.data, result)
     for part in (cells, tiles):
         heads = list(next(iter(part.values())))

@@ -32,7 +32,9 @@ and 160,000 it is the one with which the pocket model's own weights answer best 
 and five tiles, before any training (34, 56, 72 and 67 % of answer tokens)."""
 
 
-def make_next(source: str | Path) -> LlavaNextForConditionalGeneration:
+def make_next(
+    source: str | Path, rope_theta: float = ROPE_THETA
+) -> LlavaNextForConditionalGeneration:
     """The pocket model's weights in LLaVA-NeXT's class, fp32.
 
     ``image_newline`` begins as what empty ground looks like: the projection of a grey picture,
@@ -40,7 +42,7 @@ def make_next(source: str | Path) -> LlavaNextForConditionalGeneration:
     old = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     old_config = old.config.to_dict()
     text = {**old_config["text_config"], "max_position_embeddings": POSITIONS}
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": ROPE_THETA}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": rope_theta}
     config = LlavaNextConfig(
         vision_config=old_config["vision_config"],
         text_config=text,
