@@ -120,7 +120,7 @@ class ImageCache(PrefixStore):
         Raises `ValueError` on ids without a picture.
         """
         ids = one_row(input_ids)
-        visual = (ids < 0) | (ids == self.adapter.image_token_id(self.model.config))
+        visual = (ids < 0) | torch.isin(ids, self._visual_ids().to(ids.device))
         if not bool(visual.any()):
             raise ValueError("the prompt holds no picture to split behind; give prefix and rest")
         end = int(visual.nonzero()[-1]) + 1
@@ -223,9 +223,14 @@ class ImageCache(PrefixStore):
             samples = iter(trace.samples[seen:])
             del trace.samples[seen:]
         own = [row[m.bool()] for row, m in zip(ids, mask, strict=True)]
-        token = self.adapter.image_token_id(self.model.config)
-        shown = [next(samples, None) if bool((row == token).any()) else None for row in own]
+        tokens = self._visual_ids()
+        shown = [next(samples, None) if bool(torch.isin(row, tokens).any()) else None for row in own]
         return cut_prefixes(cache, keys, own, shown)
+
+    def _visual_ids(self) -> Tensor:
+        """The placeholders of all kinds of visual input."""
+        kinds = self.adapter.visual_inputs(self.model.config)
+        return torch.tensor([kind.token_id for kind in kinds], device=self.device)
 
     @property
     def _pad_id(self) -> int:
