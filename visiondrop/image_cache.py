@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from visiondrop.adapters import adapter_of
 from visiondrop.methods import Full
-from visiondrop.prefix import ROOM, Prefix, cut_prefixes, join_prefixes, join_states, left_pad
+from visiondrop.prefix import ROOM, Prefix, cut_prefixes, join_prefixes, left_pad
 from visiondrop.prefix_files import read_prefixes, write_prefixes
 from visiondrop.prefix_inputs import digest_of, merge_inputs, one_row, picture_names, rows_of
 from visiondrop.prefix_store import CacheStats, PrefixStore
@@ -72,14 +72,7 @@ class ImageCache(PrefixStore):
         self.adapter = adapter_of(model)
         self.decoder: Any = self.adapter.decoder(model)
         check_reusable(self.method)
-        geometry = self.adapter.geometry(self.model.config)
-        if geometry.mrope:
-            raise ValueError(
-                f"{type(model).__name__} counts positions by what was in the prompt (M-RoPE), "
-                "which a kept prefix does not hold; ask with `with method(model)`, where a chat "
-                "goes on from its own past_key_values"
-            )
-        self.method.check(geometry)
+        self.method.check(self.adapter.geometry(self.model.config))
         self._trace: Trace | None = None
 
     # ------------------------------------------------------------------ files
@@ -256,7 +249,6 @@ class ImageCache(PrefixStore):
         ids, mask = self._prompts(own, rows)
         width = max(map(len, rows))
         with torch.no_grad(), self.applied():
-            self._resume(own)
             out = self.model(
                 input_ids=ids[:, -width:],
                 attention_mask=mask,
@@ -295,7 +287,6 @@ class ImageCache(PrefixStore):
         if hasattr(self.model, "leave_prompt_out"):
             self.model.leave_prompt_out(kwargs, length)
         with self.applied():
-            self._resume(own)
             out = self.model.generate(
                 input_ids=ids, attention_mask=mask, past_key_values=cache, **kwargs
             )
@@ -303,15 +294,6 @@ class ImageCache(PrefixStore):
             return out[:, length:]
         out.sequences = out.sequences[:, length:]
         return out
-
-    def _resume(self, prefixes: list[Prefix]) -> None:
-        """With M-RoPE, `generate` counts positions by what the model itself keeps of its last
-        prompt; here that is another one.
-        """
-        deltas = join_states(prefixes).get("rope_deltas")
-        if deltas is not None:
-            base: Any = self.adapter.base(self.model)
-            base.rope_deltas = deltas
 
     def _prompts(self, prefixes: list[Prefix], rows: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Ids and mask [B, T] of the whole prompts: both parts are left-padded by themselves."""

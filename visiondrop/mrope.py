@@ -96,10 +96,16 @@ def note_deltas(base: Any, cache: Any, batch: int) -> None:
         cache.state["rope_deltas"] = deltas.repeat_interleave(batch // deltas.shape[0], 0)
 
 
-def resume_deltas(base: Any, cache: Any) -> None:
-    """Give the model back what `note_deltas` kept, before it counts the positions of new tokens."""
-    if "rope_deltas" in cache.state:
-        base.rope_deltas = cache.state["rope_deltas"]
+def resume_deltas(base: Any, cache: Any, batch: int | None = None) -> None:
+    """Give the model back what `note_deltas` kept, before it counts the positions of new tokens.
+
+    Args:
+        batch: prompts, where each stands in several rows of the cache (beams, samples); None for as
+            many as there are rows.
+    """
+    deltas = cache.state.get("rope_deltas")
+    if deltas is not None:
+        base.rope_deltas = deltas if batch is None else deltas[:: max(1, len(deltas) // batch)]
 
 
 class KeptCount:
@@ -116,7 +122,7 @@ class KeptCount:
         @functools.wraps(stock)
         def prepare(inputs: Any, model_kwargs: Any) -> Any:
             if is_pruned(cache := model_kwargs.get("past_key_values")):
-                resume_deltas(base, cache)
+                resume_deltas(base, cache, inputs.shape[0])
             return stock(inputs, model_kwargs)
 
         setattr(model, self.function, prepare)

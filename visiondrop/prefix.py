@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from visiondrop.cache import CacheBlock, PrunedMixin, is_pruned, make_pruned
 from visiondrop.trace import SampleTrace
 
-__all__ = ["Prefix", "cut_prefixes", "join_prefixes", "join_states", "left_pad"]
+__all__ = ["Prefix", "cut_prefixes", "join_prefixes", "left_pad"]
 
 ROOM = 64
 """Columns that a layer of the KV cache grows by at least."""

@@ -21,7 +21,7 @@ from tests.visiondrop.qwen_models import (
     row,
     tiny_qwen,
 )
-from visiondrop import Full, ImageCache, Random, Uniform, VisionDrop
+from visiondrop import Full, Random, Uniform, VisionDrop
 from visiondrop.methods import METHODS
 from visiondrop.methods.dart import DART
 from visiondrop.methods.divprune import DivPrune
@@ -343,8 +343,6 @@ def test_what_is_not_defined_is_refused(family: str) -> None:
         raise AssertionError("not refused")
     with pytest.raises(ValueError, match=f"{LONGEST + 1}.*{LONGEST}"), Uniform(LONGEST + 1)(model):
         raise AssertionError("not refused")
-    with pytest.raises(ValueError, match="M-RoPE.*past_key_values"):
-        ImageCache(model, STAGED)
     with pytest.raises(ValueError, match="logits_to_keep"), STAGED(model):
         model(**given(family, ROWS[:1], VISUALS[:1]))
 
