@@ -11,6 +11,7 @@ it holds; masks are made from it.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, StaticCache
+from transformers.masking_utils import create_causal_mask
 
 __all__ = ["CacheBlock", "PrunedCache", "make_pruned"]
 
@@ -150,6 +152,12 @@ class PrunedCache(PrunedMixin, DynamicCache):
     """`DynamicCache` whose layers differ in length."""
 
 
+MASK_CACHE = (
+    "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+)
+"""What `create_causal_mask` calls it."""
+
+
 def is_pruned(cache: Any) -> bool:
     """Whether `cache` holds a reduced sequence."""
     return isinstance(cache, PrunedMixin) and bool(cache.blocks)
@@ -181,3 +189,10 @@ def make_pruned(cache: Cache) -> PrunedMixin:
     cache.blocks, cache.logical, cache.armed, cache.state = [], 0, False, {}
     cache.logical_count = torch.zeros(0, dtype=torch.long)
     return cache
+
+
+def cache_name(kwargs: dict[str, Any]) -> str:
+    """What a forward calls its KV cache: "cache" from transformers 5.24 on, "past_key_values"
+    before.
+    """
+    return "cache" if "cache" in kwargs else "past_key_values"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from visiondrop.adapters.base import Adapter, Geometry
-from visiondrop.cache import is_pruned, make_pruned
+from visiondrop.cache import cache_name, is_pruned, make_pruned
 from visiondrop.encoder import Encoding, Picture
 from visiondrop.extensions.base import Extension
 from visiondrop.layout import pack
@@ -97,13 +97,13 @@ class Mechanism:
 
     def before_base(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the prompt's ids and, where they were encoded before, its pictures."""
-        if self.geometry.mrope and is_pruned(cache := kwargs.get("past_key_values")):
+        if self.geometry.mrope and is_pruned(cache := kwargs.get(cache_name(kwargs))):
             resume_deltas(self.base, cache)
         self.inputs.expect(kwargs.get("input_ids", args[0] if args else None), kwargs)
 
     def before_decoder(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Re-pack the prompt, or go on with a re-packed one."""
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(cache_name(kwargs))
         pictures = self.inputs.take()
         if is_pruned(cache):
             if pictures:
@@ -164,7 +164,8 @@ class Mechanism:
             run.entry = packed, run.rows
         self.run = run
 
-        kwargs = dict(kwargs, past_key_values=cache, inputs_embeds=packed, use_cache=use_cache)
+        kwargs = dict(kwargs, inputs_embeds=packed, use_cache=use_cache)
+        kwargs[cache_name(kwargs)] = cache
         padding = run.padding[0]
         if padding is None and cache is None and self.original:
             # Gaps in the positions, no mask and no cache would be taken for packed sequences.

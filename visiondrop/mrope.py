@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visiondrop.cache import is_pruned
+from visiondrop.cache import cache_name, is_pruned
 from visiondrop.reducer import Reducer
 
 __all__ = [
@@ -121,7 +121,7 @@ class KeptCount:
 
         @functools.wraps(stock)
         def prepare(inputs: Any, model_kwargs: Any) -> Any:
-            if is_pruned(cache := model_kwargs.get("past_key_values")):
+            if is_pruned(cache := model_kwargs.get(cache_name(model_kwargs))):
                 resume_deltas(base, cache, inputs.shape[0])
             return stock(inputs, model_kwargs)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
-from visiondrop.cache import CacheBlock
+from visiondrop.cache import MASK_CACHE, CacheBlock
 from visiondrop.layout import Row, padding_mask
 from visiondrop.stages import LayerInput
 from visiondrop.trace import SampleTrace, StageTrace
@@ -149,9 +149,9 @@ def block_mask(
         config=decoder.config,
         inputs_embeds=hidden,
         attention_mask=padding,
-        past_key_values=cache,
         position_ids=None,
         layer_idx=layer,
+        **{MASK_CACHE: cache},
     )
 
 
