@@ -38,8 +38,9 @@ def draw_size(side: int, rng: np.random.Generator) -> tuple[int, int]:
 def grid_of(size: tuple[int, int], side: int = FULL) -> TileGrid:
     """How the crops of a picture (width, height) lie, by the stock rule."""
     scale = FULL // side
-    shape = get_anyres_image_grid_shape((size[1] * scale, size[0] * scale), PINPOINTS, 336)
-    return TileGrid(*shape, size, side)
+    real = size[1] * scale, size[0] * scale
+    rows, columns = get_anyres_image_grid_shape(real, PINPOINTS, 336)
+    return TileGrid(rows, columns, size, side)
 
 
 def rows_of_squares(ids: list[int], columns: int, grid: TileGrid) -> list[int]:

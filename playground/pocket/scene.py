@@ -146,16 +146,16 @@ def make_scene(
     two or three stand, which colour belongs to which shape is learned far sooner.
     """
     rng = np.random.default_rng(list(seed) + [7001])
-    (wide, high), area = size, size[0] * size[1] / WORLD**2
+    area = size[0] * size[1] / WORLD**2
     shapes = list(rng.permutation(v.SHAPES))
     colors = list(rng.permutation(list(v.COLORS)))
     rare_s, common_s = shapes[:4], shapes[4:]
     rare_c, common_c = colors[:3], colors[3:]
     floor, things = _Floor(size), []
-    centers = [
-        tuple(int(rng.integers(n // 5, n - n // 5)) for n in (wide, high))
-        for _ in range(2 if area > 0.5 else 1)
-    ]
+    centers: list[tuple[int, int]] = []
+    for _ in range(2 if area > 0.5 else 1):
+        x, y = (int(rng.integers(n // 5, n - n // 5)) for n in size)
+        centers.append((x, y))
     spread = 30 + 20 * area
 
     n_rs, n_rc = int(rng.integers(2, 5)), int(rng.integers(1, 4))

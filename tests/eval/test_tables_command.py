@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval import run_benchmark, running
+from llava.eval.loading import default_aspect_ratio
 from llava.eval.tables import answer, columns, command
 from llava.eval.tables.command import EXIT_INCOMPLETE, main
 from llava.eval.tables.spec import BLANK
@@ -197,6 +198,33 @@ def test_a_table_without_a_checkpoint_shows_what_was_published(tmp_path: Path) -
     assert text.split("## Not run")[1].count(why) >= 3, "each column says why"
     assert "64.2 [mmtok]" in text
     assert not (tmp_path / f"{name}.png").exists()
+
+
+def test_table_2_runs_on_the_bundled_tiles(tmp_path: Path) -> None:
+    """Its four columns are planned on the any-resolution sets with the ratio form."""
+    spec = command.get_spec("table2_llava_next")
+    args = command.parser().parse_args([spec.name, "--limit", "2"])
+    flags = command.benchmark_flags(spec, args, [])
+    assert flags[:2] == ("--model-path", spec.model)
+    for name in spec.bundled:
+        methods = ("full", "visiondrop")
+        request = columns.Request(spec, name, methods, spec.tokens, flags, str(tmp_path), spec.data)
+        column = columns.plan(request)
+        assert column.reason is None and column.job is not None
+        assert default_aspect_ratio(column.job.config) == "anyres"
+        runs = {run.tokens: run.method for run in column.runs if run.name == "visiondrop"}
+        assert set(runs) == set(spec.tokens)
+        assert all(method.tiles.budget == "ratio" for method in runs.values())
+
+
+def test_the_bundled_sizes_are_the_checkpoints() -> None:
+    from transformers import AutoConfig
+
+    from llava.eval.tables.presets import POCKET_NEXT
+    from visiondrop.profiling import ModelSize
+
+    config = AutoConfig.from_pretrained("checkpoints/pocket-llava-next")
+    assert ModelSize.from_config(config) == POCKET_NEXT
 
 
 def test_wandb_has_one_group_and_a_run_for_each_cell(
