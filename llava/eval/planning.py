@@ -307,7 +307,9 @@ class _Planner:
             if need in self.lacks:
                 raise EvalError(f"{method_name} needs {need}; {self.lacks[need]}")
         own = {k: v for k, v in self.method_args.items() if k in field_names(cls)}
-        if optional and tokens is None and not own and self._idle(name):
+        # Of a method that compares frames the ledger is an upper bound: the frames decide.
+        known = "frames" not in cls.needs
+        if optional and tokens is None and not own and known and self._idle(name):
             raise EvalError(
                 f"{name} keeps every token as it is by default; set its fields with --method-arg, "
                 "or in Python"

@@ -1,6 +1,6 @@
 """What the pocket video model answers, by type of question, on clips that no training has seen.
 
-    python -m llava.train.evaluate_video --clips 60
+    python -m llava.train.pocket_video_scores --clips 60
 
 Beside the full model the same on grey frames, and each type's most frequent answer here.  As in
 `evaluate_pocket`: greedy decoding gives the answer exactly when, fed the answer, the model's first
