@@ -30,7 +30,8 @@ class PictureInputs:
     def __init__(self, model: Any, adapter: Adapter, encoding: Encoding):
         self.model, self.adapter, self.encoding = model, adapter, encoding
         self.base: Any = adapter.base(model)
-        self.embeddings: Tensor = adapter.decoder(model).embed_tokens.weight
+        decoder: Any = adapter.decoder(model)
+        self.embeddings: Tensor = decoder.embed_tokens.weight
         self.kinds = adapter.visual_inputs(model.config)
         self.input_ids: Tensor | None = None
         self.pending: dict[str, list[Picture]] = {}
