@@ -13,7 +13,7 @@ from llava.eval.tables.beside import find, meaning_of, ours, why_not_comparable
 from llava.eval.tables.board import Answered, Board, Cell
 from llava.eval.tables.figures import REFERENCE, Figures, blind
 from llava.eval.tables.grid import Grid, Text, rows_of
-from llava.eval.tables.spec import BLANK, FULL, SEEDS, Spec
+from llava.eval.tables.spec import BLANK, FULL, Spec
 
 MARKS = {"": "", "better": " ▲", "worse": " ▼"}
 
@@ -126,10 +126,12 @@ def reading(board: Board, figures: Mapping[str, Figures]) -> str:
     pocket = any("pocket" in str(result["model"]) for result in results)
     unsure = blind(board, figures)
     counted = " in the papers' own count" if board.nominal else ""
+    seeds = max((len(result.get("seeds", [])) for result in results), default=0)
+    spread = f"±: sample standard deviation over {seeds} seeds. " if seeds > 1 else ""
     parts = [
         "tokens: true mean of visual tokens over decoder layers, measured; a group's name is what "
-        f"was asked for{counted}. mean %: mean of the scores in percent of the full model's. ±: "
-        f"sample standard deviation over {len(SEEDS)} seeds. **Bold**: best at its budget, and "
+        f"was asked for{counted}. mean %: mean of the scores in percent of the full model's. "
+        f"{spread}**Bold**: best at its budget, and "
         "surely: the 95 % interval of its difference to the second best leaves out 0. ▲ better, "
         f"▼ worse than {REFERENCE} at the same budget in the same sense. Intervals are paired "
         "bootstraps that draw whole pictures, and are not adjusted for their number: of twenty "
