@@ -92,7 +92,9 @@ def test_features_are_the_stock_models(pocket, tokenizer):
     pixels = normalize(batch["pixels"].flatten(0, 1))[None]
     with torch.inference_mode():
         ours = pocket.features(batch["pixels"], batch["grid_ids"])
-        stock = pocket.llava.model.get_video_features(pixels).pooler_output
+        model = pocket.llava.model
+        hidden = model.video_tower(pixels[0], output_hidden_states=True).hidden_states[-2]
+        stock = model.multi_modal_projector(hidden)
     assert ours.shape == (1, 2056, stock.shape[-1])
     torch.testing.assert_close(ours[0], stock.flatten(0, 1), atol=1e-4, rtol=1e-4)
 
