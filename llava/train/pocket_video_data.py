@@ -153,7 +153,8 @@ class ClipData(Dataset[dict[str, torch.Tensor]]):
                             want[p + visual + at + k] = True
                     used[probe] += 1
             at, number = at + size, number + 1
-        out = {"ids": ids, "labels": labels, "pos": pos, "seg": seg, "kind": kind}
+        out: dict[str, np.ndarray] = {"ids": ids, "labels": labels, "pos": pos, "seg": seg}
+        out["kind"] = kind
         for name in CLIP_PROBES:
             out |= {f"{name}/rows": rows[name], f"{name}/want": wanted[name]}
         return out
@@ -182,8 +183,8 @@ class ClipData(Dataset[dict[str, torch.Tensor]]):
             rng = np.random.default_rng([*key, 7104])
             x, y = (int(k) for k in rng.integers(0, WINDOW - ph.grid + 1, 2))
             clip = make_clip(*key, size=14 * ph.grid, frames=ph.frames, changes=0.8)
-            cells = np.arange(WINDOW**2).reshape(WINDOW, WINDOW)
-            cells = cells[y : y + ph.grid, x : x + ph.grid].reshape(-1)
+            whole = np.arange(WINDOW**2).reshape(WINDOW, WINDOW)
+            cells = whole[y : y + ph.grid, x : x + ph.grid].reshape(-1)
             item = {"pixels": render_clip(clip), "grid_ids": cells}
             item["places"] = self._positions(cells, rng)
             items.append(item | self._pack(clip, rng))

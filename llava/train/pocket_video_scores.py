@@ -79,8 +79,8 @@ def evaluate(scorer: ClipScorer, clips: int, seed: int) -> dict[str, dict[str, f
         frames = render_clip(clip)
         full = scorer.right(frames, questions)
         blank = scorer.right(np.full_like(frames, GREY[0]), questions)
-        for q, *right in zip(questions, full, blank, strict=True):
-            found[q.type].append((q.answer, *right))
+        for q, shown, grey in zip(questions, full, blank, strict=True):
+            found[q.type].append((q.answer, shown, grey))
     return {
         kind: {
             "n": len(rows),
