@@ -82,6 +82,8 @@ class Reducer(ABC):
     """
     seeded: ClassVar[bool] = False
     """Whether `llm_stage` draws by `view.keys`; pictures without a key are then named by a hash."""
+    reads_questions: ClassVar[bool] = False
+    """Whether a stage before the LLM reads `view.questions`."""
 
     positions: Positions = "renumbered"
     """Positions of what is kept: numbered anew from 0, or those of the unpruned sequence."""

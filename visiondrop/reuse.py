@@ -20,6 +20,9 @@ def why_not_reusable(method: Reducer) -> str | None:
     """
     if NEED in method.needs:
         return "it compares the picture with the question by a text encoder of its own"
+    parts = method.parts if isinstance(method, Composed) else (method,)
+    if any(part.reads_questions for part in parts):
+        return "it chooses by the question"
     if method.reads_text:
         return "it chooses by the text after the picture"
     if method.uses_input:

@@ -69,6 +69,7 @@ class Reader(PictureBudget):
 
     name = "reader"
     before = "projected"
+    reads_questions = True
     seen = []
 
     tokens: int = 9

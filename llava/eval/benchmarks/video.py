@@ -21,8 +21,8 @@ from llava.eval.oracle import Regions, read_regions
 from llava.eval.samples import Sample
 
 HINT = (
-    "expected Video-LLaVA's files, which its TRAIN_AND_VALIDATE.md links (docs/data.md); or leave "
-    "DATA out for the bundled sample"
+    "docs/evaluation.md and docs/data.md say where to get the files (Video-LLaVA's own); DATA or "
+    "--data says where they are, and without either the bundled clips are taken"
 )
 POCKET_VIDEO = "checkpoints/pocket-video-llava"
 GPT_FILE = "merge.jsonl"  # as Video-LLaVA's scripts name it
