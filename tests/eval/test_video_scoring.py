@@ -78,6 +78,7 @@ def test_broken_files_are_told(files, tmp_path):
     a.write_text(json.dumps([*ANSWERS, ANSWERS[0]]))
     with pytest.raises(EvalError, match="'c' is answered twice"):
         load_questions(q, a)
+    a.write_text(json.dumps(ANSWERS))
     q.write_text(json.dumps([{"question": "?", "question_id": 1}]))
     with pytest.raises(EvalError, match="entry 1: no video_name"):
         load_questions(q, a)
