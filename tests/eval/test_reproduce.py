@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llava.data.registry import SOURCES, get_source
-from llava.eval.benchmarks import BENCHMARKS, get_benchmark
+from llava.eval.benchmarks import get_benchmark
 from llava.eval.cli import parse_method_args
 from llava.eval.planning import plan_runs
 from llava.eval.published import BENCHMARK_NAMES, figures

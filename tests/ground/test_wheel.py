@@ -49,6 +49,6 @@ def test_metadata(wheel):
         for line in lines
         if line.startswith("Requires-Dist: ") and "extra ==" not in line
     }
-    assert needed == {"torch", "transformers", "pillow", "numpy"}
+    assert needed == {"torch", "transformers", "pillow", "numpy", "safetensors"}
     assert "License-Expression: Apache-2.0" in lines
     assert "Requires-Python: >=3.11" in lines
