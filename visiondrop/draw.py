@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from visiondrop.draw_patches import FRAME, SIDE, Box, Tiled, count_tokens, paint, tile_panel
+from visiondrop.draw_frames import FrameSheet
+from visiondrop.draw_patches import (
+    FRAME,
+    SIDE,
+    Box,
+    Fate,
+    Tiled,
+    count_tokens,
+    paint,
+    tile_panel,
+)
 from visiondrop.functional.packed_layout import PackedGrid
 from visiondrop.trace import SampleTrace
 
@@ -29,6 +39,8 @@ MEAN = (122, 116, 104)
 
 Panel = tuple[Image.Image, str]
 """A picture with its title."""
+Shown = Image.Image | Sequence[Image.Image]
+"""A picture, or the frames of a video."""
 
 
 def pad_to_square(image: Image.Image, background: tuple[int, int, int] = MEAN) -> Image.Image:
@@ -42,7 +54,7 @@ def pad_to_square(image: Image.Image, background: tuple[int, int, int] = MEAN) -
 
 def draw_sample(
     sample: SampleTrace,
-    image: Image.Image | Sequence[Image.Image],
+    image: Shown | Sequence[Shown],
     grid: tuple[int, int],
     picture: int | None = None,
 ) -> Image.Image:
@@ -52,11 +64,17 @@ def draw_sample(
         sample: a row's trace.
         image: the row's pictures, one alone or in reading order, of which each gets a row of
             panels. One of a single tile is padded to a square where it is none; one of any or
-            of native resolution is given whole, as it was before it was cut into tiles.
+            of native resolution is given whole, as it was before it was cut into tiles. A video is
+            a list of its frames as the model saw them, alone or among the pictures; its stages
+            stand below each other.
         grid: (rows, columns) of patches of a tile.
         picture: draw this one alone, and `image` is it.
     """
     images = [image] if isinstance(image, Image.Image) else list(image)
+    alone = picture if len(sample.grids) > 1 else 0
+    clip = alone is not None and isinstance(layout_of(sample, grid, alone), FrameSheet)
+    if clip and all(isinstance(one, Image.Image) for one in images):
+        images = [images]  # type: ignore[list-item]
     which = range(len(images)) if picture is None else [picture]
     if len(images) != len(which):
         raise ValueError(f"{len(images)} pictures were given to draw picture {picture}; give it")
@@ -67,17 +85,21 @@ def draw_sample(
         )
     rows: list[list[Panel]] = []
     for index, one in zip(which, images, strict=True):
-        rows.append(
-            [first_panel(sample, one, grid, index), *stage_panels(sample, one, grid, index)]
-        )
+        panels = [first_panel(sample, one, grid, index), *stage_panels(sample, one, grid, index)]
+        below = isinstance(layout_of(sample, grid, index), FrameSheet)
+        rows += [[panel] for panel in panels] if below else [panels]
     return draw_rows(rows)
 
 
 def first_panel(
-    sample: SampleTrace, image: Image.Image, grid: tuple[int, int], picture: int = 0
+    sample: SampleTrace, image: Shown, grid: tuple[int, int], picture: int = 0
 ) -> Panel:
     """The picture with nothing dropped; arguments as for `draw_sample`."""
     layout = layout_of(sample, grid, picture)
+    if isinstance(layout, FrameSheet):
+        title = f"video: {layout.frames} frames of {layout.per_frame} tokens"
+        return layout.panel(frames_of(image)), title
+    image = picture_of(image, picture)
     if not isinstance(layout, tuple):
         width, height = image.size if isinstance(layout, PackedGrid) else layout.original
         return tile_panel(image, layout), f"picture, {width} x {height}: {layout.unpruned} tokens"
@@ -86,22 +108,33 @@ def first_panel(
     return panel_of(image), f"picture: {layout[0] * layout[1]} patches"
 
 
-def layout_of(sample: SampleTrace, grid: tuple[int, int], picture: int) -> Tiled | tuple[int, int]:
-    """How the tokens of a picture lie: in tiles, or in (rows, columns). Raises `ValueError` on a
-    video.
-    """
+def layout_of(
+    sample: SampleTrace, grid: tuple[int, int], picture: int
+) -> Tiled | FrameSheet | tuple[int, int]:
+    """How the tokens of a picture or video lie: in tiles, in frames, or in (rows, columns)."""
     tiles = sample.grids[picture] if picture < len(sample.grids) else None
     if isinstance(tiles, Tiled):
         return tiles
-    frames, rows, columns = (1, *grid)
+    if tiles is not None:
+        return FrameSheet(tiles.frames, tiles.side, tiles.side, tiles.cls, tiles.newline)
     if native(sample, picture):
         frames, rows, columns = sample.shapes[picture]  # type: ignore[misc]
-    if tiles is not None or frames > 1:
-        raise ValueError(
-            f"picture {picture} of this sample is a video (or a frame of one), which cannot be "
-            "drawn; samples[i].stages, with grids or shapes, say what was kept of it"
-        )
-    return rows, columns
+        return FrameSheet(frames, rows, columns) if frames > 1 else (rows, columns)
+    return grid
+
+
+def frames_of(shown: Shown) -> list[Image.Image]:
+    """The frames of a video, of which a single picture is one."""
+    return [shown] if isinstance(shown, Image.Image) else list(shown)
+
+
+def picture_of(shown: Shown, picture: int) -> Image.Image:
+    """A picture. Raises `ValueError` where the frames of a video were given for it."""
+    if isinstance(shown, Image.Image):
+        return shown
+    raise ValueError(
+        f"{len(shown)} frames were given for picture {picture}, which is no video; give one picture"
+    )
 
 
 def native(sample: SampleTrace, picture: int) -> bool:
@@ -122,12 +155,10 @@ def panel_of(image: Image.Image) -> Image.Image:
 
 
 def stage_panels(
-    sample: SampleTrace, image: Image.Image, grid: tuple[int, int], picture: int = 0
+    sample: SampleTrace, image: Shown, grid: tuple[int, int], picture: int = 0
 ) -> list[Panel]:
     """One panel for each stage; arguments as for `draw_sample`."""
     layout = layout_of(sample, grid, picture)
-    tiles = None if isinstance(layout, tuple) else layout
-    plain = whole_panel(image) if native(sample, picture) else panel_of(image)
     panels = []
     stages = [stage for stage in sample.stages if stage.picture == picture]
     for stage, (name, fate) in zip(stages, sample.fates(picture), strict=True):
@@ -136,17 +167,29 @@ def stage_panels(
         if stage.skipped:
             title = f"{name}: skipped, {stage.tokens_in} tokens"
         else:
-            newlines = 0 if tiles is None else count_tokens(tiles, fate)[2]
+            newlines = newlines_among(layout, fate)
             parts = [f"{len(stage.kept) - newlines}"]
             parts += [f"{len(merged)}"] * bool(merged) + [f"{newlines} newlines"] * bool(newlines)
             title += f" ({' + '.join(parts)})" * (len(parts) > 1)
-        if tiles is None:
-            panel = plain.copy()
-            paint(panel, cell_boxes(layout, panel.size), fate, merged)  # type: ignore[arg-type]
+        if isinstance(layout, FrameSheet):
+            panel = layout.panel(frames_of(image), fate, merged)
+        elif isinstance(layout, tuple):
+            image = picture_of(image, picture)
+            panel = whole_panel(image) if native(sample, picture) else panel_of(image)
+            paint(panel, cell_boxes(layout, panel.size), fate, merged)
         else:
-            panel = tile_panel(image, tiles, fate, merged)
+            panel = tile_panel(picture_of(image, picture), layout, fate, merged)
         panels.append((panel, title))
     return panels
+
+
+def newlines_among(layout: Tiled | FrameSheet | tuple[int, int], fate: Fate) -> int:
+    """Newlines among the tokens that were kept."""
+    if isinstance(layout, tuple):
+        return 0
+    if isinstance(layout, FrameSheet):
+        return layout.newline_count(fate)
+    return count_tokens(layout, fate)[2]
 
 
 def cell_boxes(grid: tuple[int, int], size: tuple[int, int]) -> dict[int, Box]:

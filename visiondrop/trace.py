@@ -298,7 +298,8 @@ class Trace:
         """Draw what was kept, merged and dropped at each stage to a PNG.
 
         `image`: the picture (PIL), or a list of those of the prompt in reading order; pictures of
-        any resolution as they were before they were cut into tiles.
+        any resolution as they were before they were cut into tiles. A video is the list of its
+        frames.
         """
         from visiondrop.draw import draw_sample
 

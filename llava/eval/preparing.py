@@ -94,6 +94,22 @@ def as_seen(image: torch.Tensor, processor: Any) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
+def drawn_over(
+    prepared: Prepared, dataset: QuestionDataset, processor: Any
+) -> Image.Image | list[Image.Image]:
+    """What `Trace.draw` takes for a sample: a picture of one tile or the frames of a clip as the
+    model saw them, a picture of several tiles as it was.
+    """
+    image, name = prepared.image, dataset.samples[prepared.index].image
+    if image is None or name is None:
+        raise ValueError("a question without a picture has nothing to be drawn over")
+    if image.dim() == 3:
+        return as_seen(image, processor)
+    if hasattr(dataset.pictures, "frames"):
+        return [as_seen(frame, processor) for frame in image]
+    return load_picture(dataset.pictures.find(name), dataset.blank_picture)
+
+
 class QuestionDataset(Dataset[Prepared]):
     """Prepared questions by their place in the run.
 

@@ -22,7 +22,7 @@ from llava.eval.answering import LoadedModel, generate
 from llava.eval.answers import Row
 from llava.eval.errors import EvalError
 from llava.eval.files import write_atomically
-from llava.eval.preparing import QuestionDataset, as_seen
+from llava.eval.preparing import QuestionDataset, drawn_over
 from llava.eval.result import read_result
 from llava.eval.settings import RunSettings, digest_of_json
 
@@ -118,8 +118,7 @@ def drawn(
             prepared, sample = dataset[index], dataset.samples[index]
             trace.clear()
             generate(loaded, [prepared], [sample], run.settings, trace)
-            assert prepared.image is not None, "only samples with a picture are drawn"
             file = folder / f"{index}.png"
-            trace.draw(as_seen(prepared.image, loaded.image_processor), file, sample=0)
+            trace.draw(drawn_over(prepared, dataset, loaded.image_processor), file, sample=0)
             answer = run.rows[index]["text"]
             yield (name, sample.prompt, answer, trace.samples[0].mean_tokens), file

@@ -144,7 +144,9 @@ def test_pictures_and_video_through_the_processor(family: str, tmp_path: Path) -
     assert shapes[0] == [(1, 5, 4)] and shapes[2] == [(3, 3, 2)]
     assert [s.tokens_per_layer for s in trace.samples][0] == [10, 10, 7, 7, 7, 4, 4, 4]
     trace.draw(images[0], tmp_path / "kept.png")
-    assert Image.open(tmp_path / "kept.png").width > 4 * 384
-    with pytest.raises(ValueError, match="a video cannot be drawn"):
-        trace.draw(images[0], tmp_path / "video.png", sample=2)
+    assert Image.open(tmp_path / "kept.png").width > 4 * 250  # four panels
+    with pytest.raises(ValueError, match="1 pictures for a video of 3 frames"):
+        trace.draw(images[0], tmp_path / "never.png", sample=2)
+    trace.draw([images[0]] * 6, tmp_path / "video.png", sample=2)
+    assert not (tmp_path / "never.png").exists() and (tmp_path / "video.png").exists()
     assert trace.to_dict()["samples"][2]["shapes"] == [[3, 3, 2]]

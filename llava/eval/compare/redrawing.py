@@ -23,7 +23,7 @@ from llava.eval.compare.runs import Run, SeedRun
 from llava.eval.errors import EvalError
 from llava.eval.loading import ModelChoice, load_model
 from llava.eval.oracle import Oracle
-from llava.eval.preparing import QuestionDataset, as_seen, load_picture
+from llava.eval.preparing import QuestionDataset, drawn_over, load_picture
 from llava.eval.settings import RunSettings, fingerprint
 from visiondrop import Reducer
 from visiondrop.draw import Panel, draw_rows, first_panel, panel_of, stage_panels
@@ -217,11 +217,7 @@ class _Side:
                 f"asked again, {letter} says {text!r} in place of {before!r}; the drawing is of "
                 "the new answer"
             )
-        seen = as_seen(prepared.image, loaded.image_processor)
-        if any(found.grids):  # cut into tiles, of which that is the overview alone
-            name = dataset.samples[i].image
-            assert name is not None, "only changes with a picture are drawn"
-            seen = load_picture(dataset.pictures.find(name), dataset.blank_picture)
+        seen = drawn_over(prepared, dataset, loaded.image_processor)
         stages = stage_panels(found, seen, trace.grid)
         plain, _ = first_panel(found, seen, trace.grid)
         unpruned = [(plain, f"all {found.tokens_per_layer[-1]} tokens")]
@@ -233,9 +229,11 @@ def _sheet(questions: Questions, drawn: Drawn, panels: dict[str, list[Panel]]) -
     """The picture, what A kept and what B kept; in a row, or one below the other where long."""
     name = drawn.change.sample.image
     assert name is not None, "only changes with a picture are drawn"
-    picture = load_picture(questions.benchmark.pictures(questions.files).find(name))
-    first = (panel_of(picture), "picture")
     rows = [own for own in (panels.get("a"), panels.get("b")) if own]
+    pictures = questions.benchmark.pictures(questions.files)
+    if hasattr(pictures, "frames"):  # the frames of a clip are a row of their own
+        return draw_rows([[panel] for own in rows for panel in own])
+    first = (panel_of(load_picture(pictures.find(name))), "picture")
     if any("stages" in trace and not trace["stages"] for trace in drawn.traces.values()):
         return draw_rows([[panel for own in rows for panel in own]])  # it shows the picture plain
     if 1 + sum(map(len, rows)) <= MOST_PANELS:

@@ -108,9 +108,9 @@ DATA=$ROOT/gqa METHODS=visiondrop TOKENS=64 bash scripts/eval/gqa.sh --method-ar
 DATA=$ROOT/gqa METHODS=visiondrop TOKENS=64 bash scripts/eval/gqa.sh --method-arg causal=expectation
 ```
 
-- **Table 5, video**: `MODEL=LanguageBind/Video-LLaVA-7B-hf CONV_MODE=llava_v1 DATA=$ROOT bash
-  scripts/tables/table5_video.sh`; it has not been run on that checkpoint by us. The papers' numbers are
-  judged by a GPT, ours are exact match ([video.md](video.md)), so none is in `published.csv`.
+- **Table 5, video**: `MODEL=... CONV_MODE=llava_v1 DATA=$ROOT bash scripts/tables/table5_video.sh`
+  with a Video-LLaVA checkpoint; it has not been run on one by us. The papers' numbers are judged
+  by a GPT, ours are exact match ([video.md](video.md)), so none is in `published.csv`.
 
 ## Handing in
 
