@@ -129,5 +129,5 @@ class Chat:
         before = self._prefix
         read = kv.get_seq_length() - len(before)
         ids = torch.cat([before.ids, self.ids[self._covered : self._covered + read]])
-        self._prefix = cut_prefixes(kv, [""], [ids], [before.sample])[0]
+        self._prefix = cut_prefixes(kv, [""], [ids], [before.sample], before.owner)[0]
         self._covered += read

@@ -15,6 +15,7 @@ Whatever outlives a forward is on the KV cache (`visiondrop.cache`).
 from __future__ import annotations
 
 import functools
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Mechanism:
     def attach(self) -> None:
         """Set all hooks."""
         self.inputs.attach()
-        hooked = [
+        self.handles += [
             self.model.register_forward_pre_hook(self.before_model, with_kwargs=True),
             self.base.register_forward_pre_hook(self.before_base, with_kwargs=True),
             self.decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True),
@@ -72,22 +73,21 @@ class Mechanism:
         ]
         for index, layer in enumerate(self.decoder.layers):
             hook = functools.partial(self.before_layer, index)
-            hooked.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         if self.geometry.mrope:
-            hooked.append(KeptCount(self.model, self.base))
-        self.handles = hooked
+            self.handles.append(KeptCount(self.model, self.base))
         for extension in self.extensions:
             extension.attach(self)
 
     def detach(self) -> None:
-        """Remove all hooks; the model is as before."""
-        for extension in reversed(self.extensions):
-            extension.detach()
-        for handle in self.handles:
-            handle.remove()
-        self.handles = []
-        self.inputs.detach()
-        self.run = None
+        """Remove all hooks, whatever one of them raises; the model is as before."""
+        with ExitStack() as last_first:
+            last_first.callback(self.inputs.detach)
+            for handle in self.handles:
+                last_first.callback(handle.remove)
+            for extension in self.extensions:
+                last_first.callback(extension.detach)
+            self.handles, self.run = [], None
 
     # ------------------------------------------------------------------ before the decoder
 
@@ -134,7 +134,6 @@ class Mechanism:
             cache = DynamicCache(config=self.decoder.config)
         if cache is not None:
             cache = make_pruned(cache)
-            cache.armed = True
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.dim() != 2:
             raise ValueError(
@@ -163,6 +162,8 @@ class Mechanism:
         if self.method.uses_input:
             run.entry = packed, run.rows
         self.run = run
+        if cache is not None:
+            cache.armed = True
 
         kwargs = dict(kwargs, inputs_embeds=packed, use_cache=use_cache)
         kwargs[cache_name(kwargs)] = cache
@@ -186,7 +187,6 @@ class Mechanism:
         steps = torch.arange(new, device=embeds.device).expand(batch, -1)
         if new_mask is not None:
             steps = (new_mask.long().cumsum(1) - 1).clamp(min=0)
-        cache.armed = True
         planes = None
         if self.geometry.mrope:
             planes = new_planes(kwargs.get("position_ids"), embeds, cache.logical)
@@ -203,7 +203,7 @@ class Mechanism:
                 cos_sin = self.decoder.rotary_emb(embeds, position_ids=positions)
             shared = Block(held.first_layer, attention, positions, cos_sin)
             run.blocks.append(shared)
-        self.run = run
+        self.run, cache.armed = run, True
         first_block = cache.blocks[0]
         return dict(kwargs, attention_mask=first_block.mask, position_ids=run.blocks[0].positions)
 

@@ -14,8 +14,10 @@ Calls on one model must not overlap in time.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,12 @@ from transformers import DynamicCache
 from visiondrop.adapters import adapter_of
 from visiondrop.methods import Full
 from visiondrop.prefix import ROOM, Prefix, cut_prefixes, join_prefixes, left_pad
-from visiondrop.prefix_files import read_prefixes, write_prefixes
+from visiondrop.prefix_files import model_fingerprint, read_prefixes, write_prefixes
 from visiondrop.prefix_inputs import digest_of, merge_inputs, one_row, picture_names, rows_of
 from visiondrop.prefix_store import CacheStats, PrefixStore
+from visiondrop.prompt import kinds_of
 from visiondrop.reducer import Reducer
-from visiondrop.reuse import check_reusable
+from visiondrop.reuse import check_reusable, refuse_ways
 from visiondrop.tower_cache import TowerCache
 from visiondrop.trace import Trace
 
@@ -88,6 +91,7 @@ class ImageCache(PrefixStore):
         """
         prefixes = read_prefixes(path, self.model, self.method, self.device)
         for prefix in prefixes:
+            prefix.owner = self.owner
             self.add(prefix)
         return len(prefixes)
 
@@ -210,6 +214,10 @@ class ImageCache(PrefixStore):
             inputs.update(pictures)
         else:
             ids, mask = left_pad(rows, self._pad_id)
+        if inputs and self.adapter.geometry(self.model.config).mrope:
+            kinds = self.adapter.visual_inputs(self.model.config)
+            types = kinds_of(ids, [kind.token_id for kind in kinds])
+            inputs["mm_token_type_ids"] = torch.from_numpy(types)
         ids, mask = ids.to(self.device), mask.to(self.device)
         inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         cache = DynamicCache(config=self.decoder.config)
@@ -233,7 +241,13 @@ class ImageCache(PrefixStore):
             del trace.samples[seen:]
         own = [row[m.bool()] for row, m in zip(ids, mask, strict=True)]
         shown = [next(samples, None) if bool(self._visual(row).any()) else None for row in own]
-        return cut_prefixes(cache, keys, own, shown)
+        return cut_prefixes(cache, keys, own, shown, self.owner)
+
+    @cached_property
+    def owner(self) -> str:
+        """What tells prefixes of this model and method from others (`Prefix.owner`)."""
+        method = json.dumps(self.method.to_dict(), sort_keys=True)
+        return f"{model_fingerprint(self.model)} {method}"
 
     @property
     def _pad_id(self) -> int:
@@ -245,7 +259,7 @@ class ImageCache(PrefixStore):
 
     def logits(self, prefixes: Prefix | Sequence[Prefix], questions: Any) -> Tensor:
         """[B, V], the next token's logits behind each question; arguments as in `generate`."""
-        own, rows = pair(prefixes, rows_of(questions))
+        own, rows = self._pair(prefixes, questions)
         ids, mask = self._prompts(own, rows)
         width = max(map(len, rows))
         with torch.no_grad(), self.applied():
@@ -271,11 +285,12 @@ class ImageCache(PrefixStore):
         whose `sequences` are the new tokens. Processors and criteria see what they see in the
         model's own `generate`.
 
-        Raises `ValueError` where prefixes and questions differ in number, or one is empty, and on
-        ways of decoding that cannot go on from kept KV.
+        Raises `ValueError` where prefixes and questions differ in number, or one is empty, where a
+        prefix is another model's or method's, and on ways of decoding that cannot go on from kept
+        KV.
         """
         refuse_ways(kwargs, self.model.generation_config)
-        own, rows = pair(prefixes, rows_of(questions))
+        own, rows = self._pair(prefixes, questions)
         ids, mask = self._prompts(own, rows)
         length = ids.shape[1]
         repeats = self._repeats(kwargs)
@@ -295,6 +310,23 @@ class ImageCache(PrefixStore):
         out.sequences = out.sequences[:, length:]
         return out
 
+    def _pair(
+        self, prefixes: Prefix | Sequence[Prefix], questions: Any
+    ) -> tuple[list[Prefix], list[Tensor]]:
+        """One prefix for each question, and the questions' rows."""
+        rows = rows_of(questions)
+        own = [prefixes] * len(rows) if isinstance(prefixes, Prefix) else list(prefixes)
+        if len(own) != len(rows):
+            raise ValueError(
+                f"{len(own)} prefixes for {len(rows)} questions: give one for all, or one each"
+            )
+        if any(prefix.owner != self.owner for prefix in own):
+            raise ValueError(
+                f"a prefix of another model or method than {self.method.name!r} here, whose keys "
+                "and values would be wrong: build it with this cache"
+            )
+        return own, rows
+
     def _prompts(self, prefixes: list[Prefix], rows: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Ids and mask [B, T] of the whole prompts: both parts are left-padded by themselves."""
         parts = [left_pad(side, self._pad_id) for side in ([p.ids for p in prefixes], rows)]
@@ -306,32 +338,3 @@ class ImageCache(PrefixStore):
         config = kwargs.get("generation_config") or self.model.generation_config
         counts = [kwargs.get(n) or getattr(config, n, None) or 1 for n in EXPANDING]
         return max(counts)
-
-
-WHOLE_PROMPT = ("prompt_lookup_num_tokens", "assistant_model", "prefill_chunk_size")
-"""Arguments with which transformers reads the whole prompt whatever the KV cache holds."""
-
-
-def refuse_ways(kwargs: Mapping[str, Any], default: Any) -> None:
-    """Raise `ValueError` on arguments of `generate` that do not go with kept KV."""
-    config = kwargs.get("generation_config") or default
-    for name in WHOLE_PROMPT:
-        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
-            raise ValueError(
-                f"{name} makes generate() read the whole prompt again, whatever the KV cache "
-                "holds; leave it out, or ask with `with method(model)` instead"
-            )
-    if kwargs.get("use_cache") is False:
-        raise ValueError("use_cache=False, but kept keys and values are a KV cache; leave it out")
-
-
-def pair(
-    prefixes: Prefix | Sequence[Prefix], rows: list[Tensor]
-) -> tuple[list[Prefix], list[Tensor]]:
-    """One prefix for each question."""
-    own = [prefixes] * len(rows) if isinstance(prefixes, Prefix) else list(prefixes)
-    if len(own) != len(rows):
-        raise ValueError(
-            f"{len(own)} prefixes for {len(rows)} questions: give one for all, or one each"
-        )
-    return own, rows

@@ -68,7 +68,7 @@ class PictureInputs:
         """Remember what the feature rows of the prompt to come mean."""
         pictures = getattr(output, "pictures", None)
         if pictures is None:
-            refuse_foreign_features(self.encoding.method)
+            refuse_foreign_features(self.encoding.method, self.encoding.geometry)
             device = output.pooler_output[0].device
             entries = self.adapter.entries(self.model.config, kind.modality, output)
             pictures = [whole_picture(rows, self.encoding.geometry, device) for rows in entries]

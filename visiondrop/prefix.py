@@ -36,6 +36,7 @@ class Prefix:
         blocks: (first decoder layer, tokens held) of each block, from layer 0 on.
         positions: the next token's position where positions are those of the unpruned prompt.
         sample: what the method did, with the token ledger; None for a prefix without pictures.
+        owner: the cache that it belongs to, see `ImageCache.owner`.
         state: [1, ...] each, what else the prefill left on its KV cache for this row
             (`PrunedMixin.state`: with M-RoPE, by how much positions differ from counts).
     """
@@ -46,6 +47,7 @@ class Prefix:
     blocks: list[tuple[int, int]]
     positions: int
     sample: SampleTrace | None = None
+    owner: str = ""
     state: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -63,13 +65,17 @@ class Prefix:
 
 
 def cut_prefixes(
-    cache: Any, keys: Sequence[str], ids: Sequence[Tensor], samples: Sequence[SampleTrace | None]
+    cache: Any,
+    keys: Sequence[str],
+    ids: Sequence[Tensor],
+    samples: Sequence[SampleTrace | None],
+    owner: str,
 ) -> list[Prefix]:
     """The rows of a finished prefill, without their padding, as copies.
 
     Args:
         cache: of the prefill; one that no method reduced (text alone) counts as one block.
-        keys, ids, samples: of each row, see `Prefix`.
+        keys, ids, samples: of each row; owner: of all, see `Prefix`.
     """
     if is_pruned(cache):
         blocks = [(block.first_layer, block.count.tolist()) for block in cache.blocks]
@@ -81,7 +87,8 @@ def cut_prefixes(
     for r, key in enumerate(keys):
         layout = [(first, int(counts[r])) for first, counts in blocks]
         own = {name: rows[r : r + 1].clone() for name, rows in state.items()}
-        prefix = Prefix(key, ids[r].cpu(), [], layout, int(positions[r]), samples[r], own)
+        position = int(positions[r])
+        prefix = Prefix(key, ids[r].cpu(), [], layout, position, samples[r], owner, own)
         for index, layer in enumerate(cache.layers):
             first = layer.keys.shape[-2] - prefix.held(index)
             pair = (layer.keys[r, :, first:], layer.values[r, :, first:])

@@ -167,7 +167,7 @@ def _read(file: Any, names: set[str], p: int, entry: dict[str, Any]) -> Prefix:
     blocks = [(first, length) for first, length in entry["blocks"]]
     ids = file.get_tensor(f"{p}.ids").cpu()
     state = {name: file.get_tensor(f"{p}.state.{name}") for name in entry["state"]}
-    return Prefix(entry["key"], ids, layers, blocks, entry["positions"], sample, state)
+    return Prefix(entry["key"], ids, layers, blocks, entry["positions"], sample, state=state)
 
 
 def _grid(name: str, values: dict[str, Any]) -> Any:

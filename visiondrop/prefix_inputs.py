@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visiondrop.prefix import left_pad
-
 __all__ = ["digest_of", "merge_inputs", "one_row", "picture_names", "rows_of"]
 
 PIXELS = ("pixel_values", "images", "pixel_values_images", "pixel_values_videos")
@@ -19,7 +17,7 @@ PIXELS = ("pixel_values", "images", "pixel_values_images", "pixel_values_videos"
 
 
 BY_TOKEN = ("mm_token_type_ids", "token_type_ids")
-"""Arguments with one value per id."""
+"""Arguments with one value per id, which the ids themselves tell."""
 
 
 def rows_of(ids: Any) -> list[Tensor]:
@@ -66,7 +64,7 @@ def digest_of(prompt: Mapping[str, Any], method: Mapping[str, Any]) -> str:
     whole.update(ids.numpy().tobytes())
     named = prompt.get("names") is not None
     for name in sorted(prompt):
-        if name in ("input_ids", "attention_mask") or prompt[name] is None:
+        if name in ("input_ids", "attention_mask", *BY_TOKEN) or prompt[name] is None:
             continue
         whole.update(f"\0{name}\0".encode())
         if not (named and name in PIXELS):
@@ -111,20 +109,19 @@ def merge_inputs(prompts: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], di
     """Rows of ids, and everything else of all prompts in their order.
 
     Tensors are joined along the first axis (pictures of fewer tiles get empty ones), lists end to
-    end, `images` become one list of pictures, and what has one value per id is left-padded.
+    end, `images` become one list of pictures, and what has one value per id is left out.
 
-    Raises `ValueError` where prompts do not have the same arguments.
+    Raises `ValueError` where arguments cannot be put together.
     """
     given = [{k: v for k, v in p.items() if v is not None} for p in prompts]
-    names = {name for own in given for name in own} - {"input_ids", "attention_mask"}
+    names = {name for own in given for name in own} - {"input_ids", "attention_mask", *BY_TOKEN}
     rows = [one_row(p["input_ids"], p.get("attention_mask")) for p in given]
     out: dict[str, Any] = {}
     for name in sorted(names):
         values = [own[name] for own in given if name in own]
-        if name in BY_TOKEN:
-            own_rows = [one_row(p[name], p.get("attention_mask")) for p in given]
-            out[name] = left_pad(own_rows)[0]
-        elif name == "images":
+        if name in ("names", "keys") and any(isinstance(value, Mapping) for value in values):
+            raise ValueError(f"{name} by kind ({values[0]}): give one list, in reading order")
+        if name == "images":
             out[name] = [picture for value in values for picture in pictures_of(value)]
         elif all(isinstance(value, Tensor) for value in values):
             out[name] = join(values)

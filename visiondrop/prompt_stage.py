@@ -11,6 +11,7 @@ from visiondrop.encoder import Picture
 from visiondrop.functional.frame_layout import FrameGrid
 from visiondrop.merging import Reduction, concatenate, keep_all
 from visiondrop.reducer import Reducer
+from visiondrop.registry import NEEDS, working
 from visiondrop.trace import StageTrace
 from visiondrop.views import PromptView
 
@@ -34,6 +35,12 @@ def reduce_prompt(method: Reducer, geometry: Geometry, pictures: list[Picture]) 
         raise ValueError(
             f"{method.name!r} reduces what the projector gives, but was handed features "
             "encoded elsewhere; give pixel_values"
+        )
+    alone = len(pictures) == 1 and not isinstance(pictures[0].grid, FrameGrid)
+    if alone and "frames" in method.before_part.needs:
+        raise ValueError(
+            f"{method.name!r} needs {NEEDS['frames']}, and a prompt has one picture; methods that "
+            f"work here: {', '.join(working(geometry, 'frames'))}"
         )
     out: dict[int, Picture] = {}
     single = [i for i, picture in enumerate(pictures) if not isinstance(picture.grid, FrameGrid)]

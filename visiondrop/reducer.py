@@ -13,7 +13,7 @@ import copy
 import dataclasses
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Literal, Self
 from weakref import WeakKeyDictionary
 
@@ -338,10 +338,9 @@ class Reducer(ABC):
         if tower_cache is not None:
             trace.towers = tower_cache
         _ACTIVE[model] = self
-        mechanism = Mechanism(model, adapter, geometry, method, trace)
-        try:
+        with ExitStack() as last_first:
+            last_first.callback(_ACTIVE.pop, model, None)
+            mechanism = Mechanism(model, adapter, geometry, method, trace)
+            last_first.callback(mechanism.detach)
             mechanism.attach()
             yield trace
-        finally:
-            mechanism.detach()
-            _ACTIVE.pop(model, None)

@@ -14,8 +14,18 @@ from visiondrop.registry import NEEDS, working
 __all__ = ["refuse_foreign_features", "refuse_lost_logits", "refuse_single_frames"]
 
 
-def refuse_foreign_features(method: Reducer) -> None:
-    """Raise `ValueError` where a method that reduces before the LLM finds the features made."""
+def refuse_foreign_features(method: Reducer, geometry: Geometry) -> None:
+    """Raise `ValueError` on features made outside the block where a method would have made them,
+    or must know which tiles and newlines they are.
+    """
+    packed = geometry.crops and not geometry.single
+    if packed or (geometry.crops and method.inside_part.tiles.budget != "picture"):
+        raise ValueError(
+            f"{method.name!r} was handed features of any-resolution pictures encoded elsewhere "
+            "(mm_encoder_outputs from outside the `with` block, or prefill_chunk_size), which do "
+            "not say where tiles and newlines are; give pixel_values, leave prefill_chunk_size "
+            "unset"
+        )
     if method.before_llm:
         raise ValueError(
             f"{method.name!r} reduces at the encoder but was handed features encoded elsewhere "

@@ -6,12 +6,15 @@ behind it, unless a method asks that question which tokens to keep.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from visiondrop.composed import Composed
 from visiondrop.reducer import Reducer
 from visiondrop.registry import _REGISTRY, HIDDEN
 from visiondrop.text_encoder import NEED
 
-__all__ = ["check_reusable", "reads_keys", "reusable", "why_not_reusable"]
+__all__ = ["check_reusable", "reads_keys", "refuse_ways", "reusable", "why_not_reusable"]
 
 
 def why_not_reusable(method: Reducer) -> str | None:
@@ -62,4 +65,22 @@ def check_reusable(method: Reducer) -> None:
 def _by_class(cls: type[Reducer]) -> bool:
     """As `reusable`, as far as the class alone says."""
     own = cls.extension is Reducer.extension
-    return own and not (cls.reads_text or cls.uses_input or cls.looks_back)
+    text = cls.reads_text or cls.reads_questions or cls.uses_input or cls.looks_back
+    return own and not text
+
+
+WHOLE_PROMPT = ("prompt_lookup_num_tokens", "assistant_model", "prefill_chunk_size")
+"""Arguments with which transformers reads the whole prompt whatever the KV cache holds."""
+
+
+def refuse_ways(kwargs: Mapping[str, Any], default: Any) -> None:
+    """Raise `ValueError` on arguments of `generate` that do not go with kept KV."""
+    config = kwargs.get("generation_config") or default
+    for name in WHOLE_PROMPT:
+        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            raise ValueError(
+                f"{name} makes generate() read the whole prompt again, whatever the KV cache "
+                "holds; leave it out, or ask with `with method(model)` instead"
+            )
+    if kwargs.get("use_cache") is False:
+        raise ValueError("use_cache=False, but kept keys and values are a KV cache; leave it out")
