@@ -20,7 +20,8 @@ __all__ = ["TowerCache"]
 
 
 class TowerCache:
-    """A least-recently-used store of tower outputs.
+    """A least-recently-used store of tower outputs, of one model: names tell pictures apart, not
+    towers.
 
     Args:
         max_bytes: limit of what is held; 0 shares within a batch only.

@@ -117,6 +117,15 @@ def _model_error(choice: ModelChoice, error: Exception) -> str:
     return f"cannot use the model {shown}"
 
 
+def refuse_clips(model: Any) -> None:
+    """Raise `ValueError` for a model of clips, where single pictures are asked about."""
+    if getattr(model.config, "model_type", "") == "video_llava":
+        raise ValueError(
+            "a video model answers about clips, here are pictures: ask it with "
+            "scripts/eval/msvd.sh and its neighbours (docs/video.md), or from Python"
+        )
+
+
 def default_aspect_ratio(config: Any) -> str:
     """How the checkpoint's pictures are prepared: as the config says, else as its kind was."""
     kind = ASPECT_RATIOS.get(getattr(config, "model_type", ""), "pad")

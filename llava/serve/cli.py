@@ -28,7 +28,7 @@ from rich.console import Console
 
 from llava.eval.cli import add_budget_flag, add_model_flags, model_choice, parse_method_args
 from llava.eval.errors import EvalError, run_main
-from llava.eval.loading import load_model
+from llava.eval.loading import load_model, refuse_clips
 from llava.serve.pictures import one_line, open_picture
 from llava.serve.talk import Talk
 
@@ -223,6 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         # Bad pictures before the model is loaded.
         pictures = [load_picture(place) for place in args.image_file]
         loaded = load_model(model_choice(args))
+        refuse_clips(loaded.model)
         talk = Talk(loaded, None, args.conv_mode, sampling, args.cache_bytes)
         if args.method is not None:
             talk.set_method(talk.method_of(args.method, args.tokens, fields, args.budget))

@@ -10,7 +10,7 @@ import argparse
 
 from llava.eval.cli import add_model_flags, model_choice
 from llava.eval.errors import EvalError, run_main
-from llava.eval.loading import load_model
+from llava.eval.loading import load_model, refuse_clips
 from llava.serve.asking import Asker
 
 
@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
             f"{args.max_new_tokens}"
         )
     try:
-        asker = Asker(
-            load_model(model_choice(args)), args.conv_mode, args.max_new_tokens, args.temperature
-        )
+        loaded = load_model(model_choice(args))
+        refuse_clips(loaded.model)
+        asker = Asker(loaded, args.conv_mode, args.max_new_tokens, args.temperature)
     except (ValueError, TypeError) as error:
         raise EvalError(str(error)) from None
     asker.warm_up()
