@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -70,11 +71,11 @@ def draw_sample(
         grid: (rows, columns) of patches of a tile.
         picture: draw this one alone, and `image` is it.
     """
-    images = [image] if isinstance(image, Image.Image) else list(image)
+    images: list[Any] = [image] if isinstance(image, Image.Image) else list(image)
     alone = picture if len(sample.grids) > 1 else 0
     clip = alone is not None and isinstance(layout_of(sample, grid, alone), FrameSheet)
     if clip and all(isinstance(one, Image.Image) for one in images):
-        images = [images]  # type: ignore[list-item]
+        images = [images]
     which = range(len(images)) if picture is None else [picture]
     if len(images) != len(which):
         raise ValueError(f"{len(images)} pictures were given to draw picture {picture}; give it")
