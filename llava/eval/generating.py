@@ -13,10 +13,11 @@ from transformers import LogitsProcessorList
 
 from llava.eval.near_ties import Margins
 from llava.eval.prefixes import SharedPrefixes
-from llava.eval.preparing import Prepared, left_pad
+from llava.eval.preparing import Prepared
 from llava.eval.samples import Sample, raw_question
 from llava.eval.settings import RunSettings
 from visiondrop import Trace
+from visiondrop.prefix import left_pad
 from visiondrop.trace import SampleTrace
 
 

@@ -223,14 +223,3 @@ def batch_loader(
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
-
-
-def left_pad(rows: Sequence[torch.Tensor], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts of unequal length as ids (B, T) and mask (B, T), padded on the left."""
-    longest = max(row.shape[0] for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, longest - row.shape[0] :] = row
-        mask[i, longest - row.shape[0] :] = 1
-    return ids, mask

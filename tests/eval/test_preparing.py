@@ -16,11 +16,11 @@ from llava.eval.preparing import (
     as_seen,
     batch_loader,
     build_prompt,
-    left_pad,
     load_picture,
 )
 from llava.eval.samples import Sample, read_questions
 from tests.eval.conftest import TinyData
+from visiondrop.prefix import left_pad
 
 
 def test_prompt_is_llavas() -> None:
