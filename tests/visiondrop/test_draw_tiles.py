@@ -285,7 +285,9 @@ def test_native_resolution_keeps_its_proportions() -> None:
 @pytest.mark.parametrize(
     "grid, shape", [(FrameGrid(2, SIDE), None), (None, (2, 6, 6))], ids=["frames", "native"]
 )
-def test_a_video_needs_its_frames_and_else_no_file_is_made(grid: Any, shape: Any, tmp_path: Path) -> None:
+def test_a_video_needs_its_frames_and_else_no_file_is_made(
+    grid: Any, shape: Any, tmp_path: Path
+) -> None:
     trace = Trace()
     trace.samples.append(staged([0], 72, grid, shape))
     with pytest.raises(ValueError, match="1 pictures for a video of 2 frames"):
