@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llava.eval.benchmarks import Scores
-from llava.eval.significance import mcnemar, units
+from llava.eval.significance import mcnemar, paired_units, units
 
 
 def by_definition(lost: int, gained: int) -> Fraction:
@@ -42,3 +42,13 @@ def test_units_are_questions_with_all_their_rotations() -> None:
     f1 = np.array([[2, 2], [0, 1], [0, 0]])  # of a yes/no benchmark with one category
     assert units(Scores(80.0, [1, 0, 1], parts=f1)) == [1, 0, 1]
     assert units(Scores(50.0, [1, 0])) == [1, 0]
+
+
+def test_two_runs_are_tested_on_the_same_units() -> None:
+    """F1 parts of a run without a hit look like shares; those of another do not."""
+    few = Scores(0.0, [1, 0, 1], parts=np.array([[0.0, 1], [0, 1], [0, 0]]))
+    hits = Scores(80.0, [1, 0, 1], parts=np.array([[2.0, 2], [0, 1], [0, 0]]))
+    assert paired_units(few, hits) == paired_units(hits, few) == ([1, 0, 1], [1, 0, 1])
+    whole = Scores(50.0, [1, 1, 0], parts=np.array([[1.0, 1], [0, 0], [0, 1]]))
+    assert paired_units(whole, whole) == ([1, 0], [1, 0])
+    assert paired_units(Scores(50.0, [1, 0]), Scores(0.0, [0, 0])) == ([1, 0], [0, 0])

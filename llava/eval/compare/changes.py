@@ -18,7 +18,7 @@ from llava.eval.errors import EvalError
 from llava.eval.intervals import Interval
 from llava.eval.labels import failed
 from llava.eval.samples import Sample, raw_question
-from llava.eval.significance import McNemar, mcnemar, units
+from llava.eval.significance import McNemar, mcnemar, paired_units
 
 Outcome = Literal["worse", "better", "text", "same"]
 OUTCOMES: tuple[Outcome, ...] = ("worse", "better", "text", "same")
@@ -166,7 +166,7 @@ def compare_runs(a: Run, b: Run, **where: Any) -> Compared:
     tests = {}
     if _scored(first):
         for pair in pairs:
-            test = mcnemar(units(scores_a[pair[0]]), units(scores_b[pair[1]]))
+            test = mcnemar(*paired_units(scores_a[pair[0]], scores_b[pair[1]]))
             if test is not None:
                 tests[pair] = test
     notes = [*differing_settings(a, b), *_notes(questions, a, b, scores_a, scores_b)]

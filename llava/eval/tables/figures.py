@@ -9,7 +9,7 @@ from statistics import fmean
 from llava.eval.benchmarks.base import Scores
 from llava.eval.comparing import Parts, compare_pairs
 from llava.eval.intervals import Interval
-from llava.eval.significance import McNemar, mcnemar, units
+from llava.eval.significance import McNemar, mcnemar, paired_units
 from llava.eval.tables.board import Answered, Board, Cell
 from llava.eval.tables.spec import BLANK, FULL
 
@@ -107,7 +107,7 @@ def mcnemar_of(full: Cell, cell: Cell) -> McNemar | None:
     """McNemar's test of a row against the full model; None for graded scores and several seeds."""
     if len(cell.scores) > 1 or len(full.scores) > 1:
         return None
-    return mcnemar(*(units(_scores(one)) for one in (full, cell)))
+    return mcnemar(*paired_units(_scores(full), _scores(cell)))
 
 
 def _scores(cell: Cell) -> Scores:
