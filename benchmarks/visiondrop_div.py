@@ -37,7 +37,7 @@ from llava.eval.eval_textvqa import question_of
 from llava.eval.files import write_atomically
 from llava.eval.intervals import bootstrap_intervals
 from llava.eval.loading import ModelChoice, load_model
-from llava.eval.preparing import QuestionDataset, left_pad
+from llava.eval.preparing import QuestionDataset
 from llava.eval.samples import read_questions
 from llava.eval.settings import file_digest, fingerprint
 from llava.eval.table import markdown
@@ -45,6 +45,7 @@ from visiondrop import Full, Random, Reducer, TowerCache, Uniform, VisionDrop
 from visiondrop.methods.divprune import DivPrune
 from visiondrop.methods.scope import Scope
 from visiondrop.methods.visiondrop_div import VisionDropDiv
+from visiondrop.prefix import left_pad
 
 HALVES = ("development", "held-out")
 TOKENS = (192, 128, 64, 32)
