@@ -64,13 +64,13 @@ def generate(
     if shared is not None:
         sequences = shared.generate(prepared, samples, trace, **options)
     else:
-        sequences = _generate_whole(loaded, prepared, samples, trace, options)
+        sequences = generate_whole(loaded, prepared, samples, trace, options)
     texts = loaded.tokenizer.batch_decode(sequences, skip_special_tokens=True)
     ends = [_num_new_tokens(row, loaded) for row in sequences.tolist()]
     return [text.strip() for text in texts], ends
 
 
-def _generate_whole(
+def generate_whole(
     loaded: LoadedModel,
     prepared: Sequence[Prepared],
     samples: Sequence[Sample],

@@ -66,7 +66,11 @@ def test_importing_visiondrop_loads_nothing_of_the_extras():
 
 @pytest.mark.parametrize(
     ("package", "never"),
-    [("visiondrop", {"llava", "analysis"}), ("llava", {"analysis", "benchmarks", "tests"})],
+    [
+        ("visiondrop", {"llava", "analysis"}),
+        ("llava", {"analysis", "benchmarks", "tests"}),
+        ("analysis", {"benchmarks", "playground", "tests"}),
+    ],
 )
 def test_layers(package, never):
     wrong = {f: found & never for f, found in package_imports(package).items()}

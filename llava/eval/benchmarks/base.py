@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from llava.eval.errors import EvalError
 from llava.eval.oracle import Regions, read_regions, regions_of, without_placeholder
 from llava.eval.pictures import Folder, Pictures
 from llava.eval.samples import Sample, read_questions
+
+KnownRegions = tuple[dict[tuple[str, str], Mapping[str, Any]], Callable[[str], str]]
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,21 @@ class Benchmark(ABC):
         """Patches that each question asks for, by sample key; EvalError where nobody knows.
 
         The bundled data says so in ``regions.json`` beside the questions."""
+        return regions_of(samples, *self.known_regions(files))
+
+    def known_regions(self, files: BenchmarkFiles) -> KnownRegions:
+        """The entries of ``regions.json``, empty where there is none, and how to find them: by
+        question id and by what the function makes of a prompt."""
         known = read_regions(files.types or files.questions.with_name("regions.json"))
-        return regions_of(samples, known, without_placeholder)
+        return known, without_placeholder
+
+    def region_entries(
+        self, samples: Sequence[Sample], files: BenchmarkFiles
+    ) -> dict[str, Mapping[str, Any]]:
+        """Those entries by sample key, of the samples that have one."""
+        known, question_of = self.known_regions(files)
+        found = ((s.key, known.get((str(s.question_id), question_of(s.prompt)))) for s in samples)
+        return {key: entry for key, entry in found if entry is not None}
 
     @abstractmethod
     def score(self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles) -> Scores:

@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, BenchmarkFiles, Scores, require_files
+from llava.eval.benchmarks.base import (
+    Benchmark,
+    BenchmarkFiles,
+    KnownRegions,
+    Scores,
+    require_files,
+)
 from llava.eval.errors import EvalError
 from llava.eval.eval_textvqa import annotation_of, load_annotations, question_of, score_answers
 from llava.eval.labels import by_type, in_words
-from llava.eval.oracle import Regions, regions_of
 from llava.eval.samples import Sample
 
 
@@ -48,8 +53,8 @@ class TextVQA(Benchmark):
         for sample in samples:
             annotation_of({"question_id": sample.question_id, "prompt": sample.prompt}, annotations)
 
-    def regions(self, samples: Sequence[Sample], files: BenchmarkFiles) -> Regions:
-        return regions_of(samples, read_regions(files.types), question_of)
+    def known_regions(self, files: BenchmarkFiles) -> KnownRegions:
+        return read_regions(files.types), question_of
 
     def score(self, rows: Sequence[Mapping[str, Any]], files: BenchmarkFiles) -> Scores:
         annotations = load_annotations(files.answers)
