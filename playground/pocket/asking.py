@@ -73,6 +73,7 @@ class Asked:
         text: the question alone.
         options: of a choice, in the prompt's order.
         picture: whether it comes with the picture at all (some of ScienceQA's do not).
+        named: as of `Fact`; None where it is the region (and of clips, which are not told apart).
     """
 
     type: str
@@ -83,6 +84,7 @@ class Asked:
     text: str
     options: tuple[str, ...] = ()
     picture: bool = True
+    named: tuple[int, ...] | None = None
 
 
 def a_or_an(name: str) -> str:
@@ -148,7 +150,7 @@ def ask(
 ) -> Asked:  # fmt: skip
     """The question with its fact's patches."""
     where = fact.region, fact.evidence
-    return Asked(kind or fact.type, prompt, answer, *where, text, options)
+    return Asked(kind or fact.type, prompt, answer, *where, text, options, named=fact.named)
 
 
 def short(fact: Fact, kind: str | None = None) -> Asked:

@@ -39,6 +39,9 @@ class Fact:
         wrong: answers of the same kind that are wrong here, none of them twice.
         region: patch ids (row-major) that are needed to answer.
         evidence: those that show the answer; other than ``region`` for existence alone.
+        named: those of the region's things that the question's words name, by colour, shape or
+            "sign". "Shape" and "object" name nothing, nor does a place, an option or a value to
+            confirm: of "the nearest object above the red star" the star alone is named.
     """
 
     type: str
@@ -47,6 +50,7 @@ class Fact:
     wrong: tuple[str, ...]
     region: tuple[int, ...]
     evidence: tuple[int, ...]
+    named: tuple[int, ...]
 
 
 def patches(scene: Scene, about: list[Thing]) -> tuple[int, ...]:
@@ -55,11 +59,14 @@ def patches(scene: Scene, about: list[Thing]) -> tuple[int, ...]:
 
 def make_fact(
     scene: Scene, kind: str, answer: str, wrong: tuple[str, ...] | list[str], about: list[Thing],
-    shown: list[Thing] | None = None, **words: str,
+    shown: list[Thing] | None = None, names: list[Thing] | None = None, **words: str,
 ) -> Fact:  # fmt: skip
+    """``shown`` and ``names``: the things of the evidence and those named; None for ``about``."""
     region = patches(scene, about)
     evidence = region if shown is None else patches(scene, shown)
-    return Fact(kind, words, answer, tuple(w for w in wrong if w != answer), region, evidence)
+    said = region if names is None else patches(scene, names)
+    others = tuple(w for w in wrong if w != answer)
+    return Fact(kind, words, answer, others, region, evidence, said)
 
 
 def center(t: Thing) -> tuple[float, float]:
@@ -117,12 +124,15 @@ def facts(scene: Scene, rng: np.random.Generator) -> list[Fact]:
         out.append(sign_fact(scene, t, rng))
     for place, box in scene.places().items():
         if (one := _in_place(scene, box)) is not None:
-            out.append(make_fact(scene, "place_color", one.color, colors, [one], place=place))
-            out.append(make_fact(scene, "place_shape", one.shape, v.SHAPES, [one], place=place))
+            for what, answer, wrong in (
+                ("color", one.color, colors), ("shape", one.shape, v.SHAPES)
+            ):  # fmt: skip
+                kind = f"place_{what}"
+                out.append(make_fact(scene, kind, answer, wrong, [one], names=[], place=place))
     for s, found in groups.items():
         if 1 <= len(found) <= 5:
-            wrong = [str(n) for n in range(1, 7)]
-            out.append(make_fact(scene, "count", str(len(found)), wrong, found, a=s))
+            numbers = [str(n) for n in range(1, 7)]
+            out.append(make_fact(scene, "count", str(len(found)), numbers, found, a=s))
     return out + whole(scene) + existence(scene, rng) + pairs(scene, rng) + neighbours(scene, rng)
 
 
@@ -132,7 +142,7 @@ def whole(scene: Scene) -> list[Fact]:
     groups = by_shape(scene)
     ranked = sorted(v.SHAPES, key=lambda s: -len(groups[s]))
     if len(groups[ranked[0]]) > len(groups[ranked[1]]):
-        out.append(make_fact(scene, "most", ranked[0], v.SHAPES, scene.shapes()))
+        out.append(make_fact(scene, "most", ranked[0], v.SHAPES, scene.shapes(), names=[]))
     middle, center_y = scene.size[0] / 2, scene.size[1] / 2
     for name, t in named(scene).items():
         x, y = center(t)
@@ -206,7 +216,7 @@ def pairs(scene: Scene, rng: np.random.Generator, most: int = 12) -> list[Fact]:
     for couple in equal + other:
         same = "yes" if couple[0].color == couple[1].color else "no"
         words = {"a": couple[0].shape, "b": couple[1].shape}
-        out.append(make_fact(scene, "same", same, ("yes", "no"), list(couple), None, **words))
+        out.append(make_fact(scene, "same", same, ("yes", "no"), list(couple), None, None, **words))
     kinds = [s for s in v.SHAPES if groups[s]]
     for _ in range(4 if len(kinds) > 1 else 0):
         a, b = (kinds[int(i)] for i in rng.permutation(len(kinds))[:2])
@@ -224,19 +234,20 @@ def neighbours(scene: Scene, rng: np.random.Generator, most: int = 4) -> list[Fa
         for where in DIRECTIONS:
             if (one := nearest(scene, thing, where)) is None:
                 continue
-            single.append(({"where": where, "b": name}, [one], [thing, one]))
+            single.append(({"where": where, "b": name}, [one], [thing, one], [thing]))
             for other in DIRECTIONS:
                 two = nearest(scene, one, other)
                 if two is not None and two is not thing:
                     words = {"where": other, "where2": where, "b": name}
-                    double.append((words, [two], [thing, one, two]))
+                    double.append((words, [two], [thing, one, two], [thing]))
     out = []
     for kind, found in (("near", single), ("chain", double)):
         for i in rng.permutation(len(found))[:most]:
-            words, (end,), about = found[int(i)]
+            words, (end,), about, anchor = found[int(i)]
             if rng.random() < 0.5:
                 wrong, answer, what = tuple(v.COLORS), end.color, "color"
             else:
                 wrong, answer, what = v.SHAPES, end.shape, "shape"
-            out.append(make_fact(scene, f"{kind}_{what}", answer, wrong, about, None, **words))
+            kind_of = f"{kind}_{what}"
+            out.append(make_fact(scene, kind_of, answer, wrong, about, None, anchor, **words))
     return out

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .objects import OBJECTS, objects_text
 from .questions import SUFFIX, TYPES, Question, all_questions, reference_line
 from .render import render
 from .scene import WORLD, Scene, Size, make_scene
@@ -79,6 +80,12 @@ def _annotation(
     }
 
 
+def region_fields(region: tuple[int, ...], named: tuple[int, ...] | None) -> dict[str, list[int]]:
+    """``region`` and, where it is not the same (None: it is), ``named``."""
+    fields = {"region": list(region)}
+    return fields if named is None or named == region else {**fields, "named": list(named)}
+
+
 def write_textvqa(
     folder: Path, questions: int, per_picture: int, seed: int,
     sizes: tuple[Size, ...] = ((WORLD, WORLD),),
@@ -91,6 +98,7 @@ def write_textvqa(
     lines: list[dict] = []
     data: list[dict] = []
     regions: list[dict] = []
+    scenes: dict[str, Scene] = {}
     i = 0
     while len(lines) < questions:
         size = sizes[i % len(sizes)]
@@ -103,6 +111,7 @@ def write_textvqa(
         )
         if not chosen:
             continue
+        scenes[f"{name}.jpg"] = scene
         Image.fromarray(render(scene)).save(images / f"{name}.jpg", quality=JPEG_QUALITY)
         for q in chosen:
             text = f"{q.text}\n{reference_line(rng)}\n{SUFFIX}"
@@ -119,13 +128,14 @@ def write_textvqa(
                     "type": q.type,
                     "answer": q.answer,
                     "grid": list(scene.grid),
-                    "region": list(q.region),
+                    **region_fields(q.region, q.named),
                 }
             )
     _write(folder / QUESTIONS, "".join(json.dumps(x) + "\n" for x in lines))
     head = {"dataset_type": "val", "dataset_name": "textvqa", "dataset_version": "0.5.1"}
     _write(folder / ANNOTATIONS, json.dumps({**head, "data": data}, separators=(",", ":")) + "\n")
     _write(folder / REGIONS, "[\n" + ",\n".join(json.dumps(r) for r in regions) + "\n]\n")
+    _write(folder / OBJECTS, objects_text(scenes))
     write_checksums(folder)
     return {t: used.get(t, 0) for t in TYPES}
 

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from .asking import Asked
-from .formats import CHECKSUMS, JPEG_QUALITY, REGIONS, _write, write_checksums
+from .formats import CHECKSUMS, JPEG_QUALITY, REGIONS, _write, region_fields, write_checksums
+from .objects import OBJECTS, objects_text
 from .render import render
 from .scene import WORLD, Scene, Size, make_scene
 
@@ -80,15 +81,18 @@ def _jpeg(scene: Scene) -> bytes:
 
 
 class SampleSet:
-    """Files of one set below a folder, and its sidecar: what each question asks for.
+    """Files of one set below a folder, and its sidecars: what each question asks for, and what each
+    picture shows.
 
-    ``regions.json`` is a list of ``{"question_id", "prompt", "type", "answer", "grid", "region"}``;
-    ids and prompts are those that the evaluation answers, the picture's placeholder left out.
+    ``regions.json`` is a list of ``{"question_id", "prompt", "type", "answer", "grid", "region"}``
+    and ``"named"`` where that is not the region; ids and prompts are those that the evaluation
+    answers, the picture's placeholder left out. ``objects.json``, with ``objects``: see `objects`.
     """
 
-    def __init__(self, folder: str | Path, pool: Pool = SQUARE) -> None:
-        self.folder, self.pool = Path(folder), pool
+    def __init__(self, folder: str | Path, pool: Pool = SQUARE, objects: bool = True) -> None:
+        self.folder, self.pool, self.objects = Path(folder), pool, objects
         self.notes: list[dict[str, Any]] = []
+        self.shown: dict[str, Scene] = {}
         self.written: set[Path] = set()
         clear(self.folder)
 
@@ -99,9 +103,15 @@ class SampleSet:
         self.written.add(path)
         return path
 
-    def picture(self, name: str, i: int) -> None:
-        """Picture ``i`` of the pool under that name."""
+    def picture(self, name: str, i: int, image: str | None = None) -> None:
+        """Picture ``i`` of the pool under that name; questions call it ``image``, by default the
+        name without folders."""
         self.path(name).write_bytes(self.pool.jpeg(i))
+        self.show(image or Path(name).name, i)
+
+    def show(self, image: str, i: int) -> None:
+        """What questions call ``image`` is picture ``i`` of the pool, as it stands."""
+        self.shown[image] = self.pool.scene(i)
 
     def json(self, name: str, content: Any) -> None:
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
@@ -129,14 +139,16 @@ class SampleSet:
                 "type": asked.type,
                 "answer": asked.answer,
                 "grid": list(self.pool.scene(picture).grid),
-                "region": list(asked.region),
+                **region_fields(asked.region, asked.named),
             }
         )
 
     def finish(self) -> int:
-        """Sidecar and checksums; returns the number of questions."""
+        """Sidecars and checksums; returns the number of questions."""
         rows = ",\n".join(json.dumps(note, ensure_ascii=False) for note in self.notes)
         _write(self.path(REGIONS), f"[\n{rows}\n]\n")
+        if self.objects and self.shown:
+            _write(self.path(OBJECTS), objects_text(self.shown))
         write_checksums(self.folder, self.written)
         return len(self.notes)
 

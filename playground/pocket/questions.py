@@ -40,13 +40,15 @@ SUFFIX = "Answer the question using a single word or phrase."
 class Question:
     """One question. ``region`` holds the patch ids (row-major) that are needed to answer it;
     ``evidence`` those that show the answer: of existence the things meant, none where the answer
-    is no. Elsewhere they are the same."""
+    is no. Elsewhere they are the same. ``named`` holds those of things that its words name: all, or
+    none where they give a place alone."""
 
     type: str
     text: str
     answer: str
     region: tuple[int, ...]
     evidence: tuple[int, ...]
+    named: tuple[int, ...]
 
 
 def _in_place(scene: Scene, place: tuple[float, float, float, float]) -> Thing | None:
@@ -79,7 +81,8 @@ def all_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
         text = texts[int(rng.integers(len(texts)))].format(**words)
         region = patches(about)
         evidence = region if shown is None else patches(shown)
-        out.append(Question(kind, text, answer, region, evidence))
+        named = () if kind.startswith("place_") else region
+        out.append(Question(kind, text, answer, region, evidence, named))
 
     for s, found in by_shape.items():
         if len(found) == 1:

@@ -69,12 +69,13 @@ def _logical(found: list[Fact], rng: np.random.Generator) -> list[tuple[Fact, As
         names = [a_or_an(f.words["a"]) for f in (a, b)]
         region = tuple(sorted({*a.region, *b.region}))
         evidence = tuple(sorted({*a.evidence, *b.evidence}))
+        named = tuple(sorted({*a.named, *b.named}))
         words = {"a": a.words["a"], "b": b.words["a"]}
         for kind, text, yes in (
             ("and", f"Are there both {names[0]} and {names[1]}?", all(truth)),
             ("or", f"Is there either {names[0]} or {names[1]}?", any(truth)),
         ):
-            fact = Fact(kind, words, "yes" if yes else "no", (), region, evidence)
+            fact = Fact(kind, words, "yes" if yes else "no", (), region, evidence, named)
             out.append((fact, ask(fact, f"{text}\n{SHORT}", fact.answer, text)))
     return out
 

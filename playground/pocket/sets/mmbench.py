@@ -131,7 +131,7 @@ def write_cn(folder: Path, pictures: int = 50, each: int = 6) -> int:
 
 def _write(folder: Path, pictures: int, each: int, language: Language, name: str) -> int:
     """All questions first, then their circular rows, round by round, as the official files."""
-    out, picker = SampleSet(folder), Picker()
+    out, picker = SampleSet(folder, objects=language is ENGLISH), Picker()
     chosen: list[tuple[int, int, int, Item]] = []  # index, its picture's row, picture, question
     for i in range(pictures):
         rng, first = rng_of("mmbench", i), 241 + len(chosen)
@@ -141,6 +141,7 @@ def _write(folder: Path, pictures: int, each: int, language: Language, name: str
         found = [item.asked(LETTER) for item in english]
         place = {id(q): k for k, q in enumerate(found)}
         for q in picker.take(found, each, rng):
+            out.show(str(first), i)
             chosen.append((241 + len(chosen), first, i, spoken[place[id(q)]]))
     rows: list[dict[str, Any]] = []
     for turn in range(4):

@@ -113,7 +113,7 @@ def _write_pair(
     images, texts = ("images/", "questions_answers_YN/") if task in APART else ("", "")
     name = f"{i:04d}"
     image = f"{task}/{images}{name}.jpg"
-    out.picture(f"{ROOT}/{image}", i)
+    out.picture(f"{ROOT}/{image}", i, image)
     text = "".join(f"{q.text} Please answer yes or no.\t{q.answer.capitalize()}\n" for q in pair)
     out.path(f"{ROOT}/{task}/{texts}{name}.txt").write_text(text)
     for q in pair:

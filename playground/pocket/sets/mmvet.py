@@ -62,14 +62,16 @@ def asked(scene: Scene, rng: np.random.Generator) -> list[Asked]:
 def _asked(*found: Fact) -> Asked:
     text = " ".join(open_text(f) for f in found)
     region = tuple(sorted({p for f in found for p in f.region}))
+    named = tuple(sorted({p for f in found for p in f.named}))
     return Asked(
-        "_".join(capabilities(*found)), text, " ".join(map(sentence, found)), region, region, text
-    )
+        "_".join(capabilities(*found)), text, " ".join(map(sentence, found)), region, region, text,
+        named=named,
+    )  # fmt: skip
 
 
 def write(folder: Path, pictures: int = 50, each: int = 6) -> int:
     """LLaVA's question file, the benchmark's own ``mm-vet.json``, and the pictures."""
-    out, picker = SampleSet(folder), Picker()
+    out, picker = SampleSet(folder, objects=False), Picker()
     lines: list[dict[str, Any]] = []
     official: dict[str, Any] = {}
     for i in range(pictures):

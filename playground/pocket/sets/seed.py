@@ -42,11 +42,11 @@ def write(folder: Path, pictures: int = 40, each: int = 8) -> int:
     questions: list[dict[str, Any]] = []
     for i in range(pictures):
         image = f"{1_454_426 + 13 * i}_{2_591_111_986 + 101 * i}"
-        out.picture(f"SEED-Bench-image/{image}", i)
+        path = f"SEED-Bench-image/{image}"
+        out.picture(path, i, path)
         rng = rng_of("seed", i)
         for q in picker.take(asked(scene_of(i), rng), each, rng):
             name = str(101_669 + len(lines))
-            path = f"SEED-Bench-image/{image}"
             lines.append({"question_id": name, "image": path, "text": q.prompt,
                           "category": "image"})  # fmt: skip
             questions.append(

@@ -47,6 +47,7 @@ class Problem:
         return Asked(
             self.kind, "\n".join(line for line in lines if line), LETTERS[self.answer], *where,
             self.question, self.choices, self.fact is not None,
+            self.fact.named if self.fact else None,
         )  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def asked(scene: Scene, rng: np.random.Generator) -> list[Asked]:
 
 def write(folder: Path, problems: int = 300) -> int:
     """LLaVA's question list, ``problems.json``, ``pid_splits.json``, test's pictures."""
-    out, picker = SampleSet(folder), Picker()
+    out, picker = SampleSet(folder, objects=False), Picker()
     official: dict[str, Any] = {}
     splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     entries: list[dict[str, Any]] = []

@@ -43,7 +43,7 @@ def asked(scene: Scene, rng: np.random.Generator) -> list[Asked]:
             (text, answer), kind = confirm(f, rng, yes=True), "exist"
         else:
             continue
-        out.append(Asked(kind, _prompt(text), answer, f.region, f.evidence, text))
+        out.append(Asked(kind, _prompt(text), answer, f.region, f.evidence, text, named=f.named))
     return out + absent(scene, rng)
 
 
@@ -104,6 +104,8 @@ def write(folder: Path, pictures: int = POOL - 6, test: int = 6) -> int:
             q, pixels = blurred(q), spoil(pixels)
         name = f"VizWiz_{part}_{number:08d}.jpg"
         out.path(f"{part}/{name}").write_bytes(jpeg(pixels))
+        if kind != "blurred":  # a blurred picture shows no thing that can be told
+            out.show(name, i)
         if part == "val":
             val.append({"image": name, "question": q.text, **_labels(q, rng)})
         else:
