@@ -25,6 +25,7 @@ from llava.eval.pictures import Folder, Pictures
 from llava.eval.preparing import Prepared, QuestionDataset, drawn_over
 from llava.eval.result import versions
 from llava.eval.samples import Sample, raw_question
+from llava.eval.truth import OBJECTS, Objects, named_of, read_objects
 from visiondrop import Geometry, Reducer, TowerCache
 from visiondrop.adapters import geometry_of
 from visiondrop.trace import SampleTrace
@@ -100,6 +101,7 @@ class Setting:
     model_path: str = ""
     towers: TowerCache | None = None
     benchmark: tuple[Benchmark, BenchmarkFiles] | None = None
+    _objects: dict[str, Objects] | None = field(default=None, repr=False)
 
     @property
     def model(self) -> Any:
@@ -143,6 +145,20 @@ class Setting:
         drawn = drawn_over(dataset[0], dataset, self.loaded.image_processor)
         assert isinstance(drawn, Image.Image)
         return drawn
+
+    def objects(self, case: Case) -> Objects:
+        """The things that its picture shows. Raises `Unknown` where nobody knows."""
+        if self._objects is None:
+            if self.benchmark is None:
+                raise Unknown(f"{self.data} does not say what its pictures show")
+            files = self.benchmark[1]
+            path = (files.types or files.questions.with_name("regions.json")).with_name(OBJECTS)
+            if not path.is_file():
+                raise Unknown(f"no {path}: only bundled data say what their pictures show")
+            self._objects = read_objects(path)
+        if case.picture not in self._objects:
+            raise Unknown(f"what {case.picture} shows is not known")
+        return self._objects[case.picture]
 
     def describe(self) -> dict[str, Any]:
         """What numbers depend on, for JSON."""
@@ -328,7 +344,7 @@ def _case(sample: Sample, entry: Mapping[str, Any] | None) -> Case:
     if entry is None or "region" not in entry:
         return Case(sample, question)
     region = tuple(entry["region"])
-    named = tuple(entry.get("named", region))
+    named = tuple(named_of(entry))
     return Case(
         sample, question, str(entry.get("type", "")), region, named, str(entry.get("answer", ""))
     )
