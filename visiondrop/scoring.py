@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from visiondrop.kernels import CALLS, column_sums_usable
+
 __all__ = [
     "CausalCorrection",
     "attention_row",
@@ -101,18 +103,43 @@ def column_mean(
 
     Returns: [G, n] in float32.
     """
-    groups, heads, n, _ = query.shape
-    total = key.shape[2]
-    if places is not None:
-        return scattered_column_mean(query, key, scale, correction, places)
+    n, total = query.shape[2], key.shape[2]
     if total < n:
         raise ValueError(
             f"{n} visual queries but only {total} keys: the keys must include their own"
         )
+    masked = causal and correction != "no_mask"
+    if column_sums_usable(query):
+        from visiondrop.kernels.column_sums import column_sums
+
+        CALLS["column_mean:triton"] += 1
+        at = places
+        if at is None:
+            at = torch.arange(total - n, total, device=query.device)
+        columns = column_sums(query, key, scale, at, masked)
+    else:
+        CALLS["column_mean:chunks"] += 1
+        summed = chunked_column_sums if places is None else scattered_column_sums
+        columns = summed(query, key, scale, masked, places)
+    if correction == "visible" and masked:
+        return columns / torch.arange(n, 0, -1, device=query.device)
+    columns = columns / n
+    if correction == "expectation" and masked:
+        columns = columns / uniform_column_mean(n, total - n, query.device, places)
+    return columns
+
+
+def chunked_column_sums(
+    query: Tensor, key: Tensor, scale: float, masked: bool, places: None = None
+) -> Tensor:
+    """[G, n], attention to each of the last n keys, summed over the n queries, mean over heads.
+
+    Arguments as for `column_mean`.
+    """
+    groups, heads, n, _ = query.shape
+    total, device = key.shape[2], query.device
     key_t = expand_heads(key, heads).flatten(0, 1).transpose(-1, -2)
     start = total - n
-    masked = causal and correction != "no_mask"
-    device = query.device
     columns = torch.zeros(groups, n, device=device, dtype=wide(query[:0]).dtype)
     chunk = max(1, CHUNK_ELEMENTS // max(1, groups * heads * total))
     for first in range(0, n, chunk):
@@ -124,51 +151,41 @@ def column_mean(
             logits[..., start:].masked_fill_(later, float("-inf"))
         seen = logits.softmax(-1)[..., start:]
         columns += seen.view(groups, heads, -1, n).sum((1, 2))
-    columns /= heads
-    if correction == "visible" and masked:
-        return columns / torch.arange(n, 0, -1, device=device)
-    columns /= n
-    if correction == "expectation" and masked:
-        columns = columns / uniform_column_mean(n, start, device)
-    return columns
+    return columns / heads
 
 
-def scattered_column_mean(
-    query: Tensor, key: Tensor, scale: float, correction: CausalCorrection, places: Tensor
+def scattered_column_sums(
+    query: Tensor, key: Tensor, scale: float, masked: bool, places: Tensor
 ) -> Tensor:
-    """`column_mean`, causal, of visual tokens that stand at `places` [n] among the N keys."""
+    """The same of visual tokens that stand at `places` [n] among the N keys."""
     groups, heads, n, _ = query.shape
     total, device = key.shape[2], query.device
     key_t = expand_heads(key, heads).transpose(-1, -2)
     order = torch.arange(total, device=device)
     columns = torch.zeros(groups, n, device=device, dtype=wide(query[:0]).dtype)
-    expected = torch.zeros(total, device=device, dtype=torch.float64)
     chunk = max(1, CHUNK_ELEMENTS // max(1, groups * heads * total))
     for first in range(0, n, chunk):
         rows = slice(first, first + chunk)
-        later = order > places[rows, None]
-        expected += ((~later).double() / (places[rows, None] + 1)).sum(0)
         logits = wide(query[:, :, rows] @ key_t) * scale
-        if correction != "no_mask":
-            logits = logits.masked_fill(later, float("-inf"))
+        if masked:
+            logits = logits.masked_fill(order > places[rows, None], float("-inf"))
         columns += logits.softmax(-1)[..., places].sum((1, 2))
-    columns /= heads
-    if correction == "visible":
-        return columns / torch.arange(n, 0, -1, device=device)
-    columns /= n
-    if correction == "expectation":
-        columns = columns / (expected[places] / n).to(columns.dtype)
-    return columns
+    return columns / heads
 
 
-def uniform_column_mean(n: int, start: int, device: torch.device | None = None) -> Tensor:
+def uniform_column_mean(
+    n: int, start: int, device: torch.device | None = None, places: Tensor | None = None
+) -> Tensor:
     """The column mean of n visual tokens after `start` others if every query spread its attention
     evenly.
 
-    Column j is seen by queries i >= j, and query i spreads over start + i + 1 keys:
+    Column j is seen by queries i >= j, and query i spreads over start + i + 1 keys, or over one
+    more than stand before its place where `places` [n] are given:
     (1/n) sum_{i>=j} 1 / (start + i + 1). Returns [n] in float32.
     """
-    share = 1.0 / torch.arange(start + 1, start + n + 1, device=device, dtype=torch.float64)
+    if places is None:
+        places = torch.arange(start, start + n, device=device)
+    share = 1.0 / (places + 1).double()
     return (share.flip(0).cumsum(0).flip(0) / n).float()
 
 

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.functional.frame_layout import FrameGrid
 from visiondrop.functional.packed_layout import PackedGrid
+from visiondrop.kernels import CALLS
 from visiondrop.tower_cache import TowerCache
 
 __all__ = ["CLS", "SampleTrace", "StageTrace", "Trace"]
@@ -215,6 +217,14 @@ class Trace:
         self.questions: list[str] | None = None
         self.by_kind: dict[str, dict[str, list[str]]] = {}
         self.towers = TowerCache()
+        self._calls = CALLS.copy()
+
+    @property
+    def paths(self) -> Counter[str]:
+        """Which of the ways to compute the same were taken how often since this block was entered,
+        as in "column_mean:triton" (`visiondrop.kernels`). All models of the process count.
+        """
+        return CALLS - self._calls
 
     def of(self, modality: str) -> Trace:
         """This record with the names of one kind of visual input, "image" or "video"."""

@@ -45,7 +45,12 @@ def package_imports(package: str) -> dict[str, set[str]]:
 
 def test_visiondrop_imports_its_five_dependencies_only():
     allowed = {"torch", "transformers", "PIL", "numpy", "safetensors"}
-    wrong = {f: found - allowed for f, found in package_imports("visiondrop").items()}
+    # The one fast path that needs more is taken only where that is installed.
+    kernel = {"visiondrop/kernels/column_sums.py": {"triton"}}
+    wrong = {
+        f: found - allowed - kernel.get(f, set())
+        for f, found in package_imports("visiondrop").items()
+    }
     assert {f: found for f, found in wrong.items() if found} == {}
 
 
@@ -62,6 +67,7 @@ def test_importing_visiondrop_loads_nothing_of_the_extras():
     loaded = set(ast.literal_eval(done.stdout.splitlines()[-1]))
     assert "torch" in loaded
     assert not loaded & {"llava", "analysis", "rich", "matplotlib", "seaborn", "deepspeed", "wandb"}
+    assert "triton" not in loaded
 
 
 @pytest.mark.parametrize(
@@ -118,7 +124,8 @@ def test_constraints_name_every_requirement_and_no_torchvision():
         line for lines in project["optional-dependencies"].values() for line in lines
     ]
     wanted = {re.split(r"[\[<>=~! ]", line)[0].lower().replace("_", "-") for line in lines}
-    assert wanted - set(pinned) == {"visiondrop"}
+    # CUDA builds of torch bring a Triton of their own, which no pin may contradict.
+    assert wanted - set(pinned) == {"visiondrop", "triton"}
 
 
 def test_extras_all_holds_every_extra():
@@ -127,7 +134,7 @@ def test_extras_all_holds_every_extra():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     named = re.fullmatch(r"visiondrop\[(.*)\]", extras["all"][0]).group(1).split(",")
-    assert set(named) == set(extras) - {"all"}
+    assert set(named) == set(extras) - {"all", "kernels"}
 
 
 def test_files_stay_short():
