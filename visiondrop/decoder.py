@@ -33,7 +33,14 @@ from visiondrop.picture_inputs import PictureInputs
 from visiondrop.prompt import read_prompt
 from visiondrop.reducer import Reducer
 from visiondrop.refusals import refuse_lost_logits
-from visiondrop.run import Block, Run, Uncached, block_mask, row_positions
+from visiondrop.run import (
+    Block,
+    Run,
+    Uncached,
+    block_mask,
+    padded_causal_mask,
+    row_positions,
+)
 from visiondrop.stages import LayerInput, StageInput, run_stage
 from visiondrop.trace import Trace
 
@@ -171,9 +178,17 @@ class Mechanism:
         if padding is None and cache is None and self.original:
             # Gaps in the positions, no mask and no cache would be taken for packed sequences.
             padding = torch.ones(packed.shape[:2], dtype=torch.bool, device=device)
-        kwargs["attention_mask"] = padding
+        kwargs["attention_mask"] = self.ready_mask(padding, packed)
         kwargs["position_ids"] = row_positions(run, device)
         return kwargs
+
+    def ready_mask(self, padding: Tensor | None, embeds: Tensor) -> Tensor | None:
+        """The first block's mask as the decoder takes it: made where that saves asking the device,
+        else the mask of padding, from which the decoder makes its own.
+        """
+        if padding is None or self.decoder.config._attn_implementation != "sdpa":
+            return padding
+        return padded_causal_mask(padding, embeds.shape[1])
 
     def go_on(self, cache: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Extend every block by the new tokens and prepare its mask and positions."""
@@ -205,7 +220,8 @@ class Mechanism:
             run.blocks.append(shared)
         self.run, cache.armed = run, True
         first_block = cache.blocks[0]
-        return dict(kwargs, attention_mask=first_block.mask, position_ids=run.blocks[0].positions)
+        mask = self.ready_mask(first_block.mask, embeds)
+        return dict(kwargs, attention_mask=mask, position_ids=run.blocks[0].positions)
 
     # ------------------------------------------------------------------ inside and after
 

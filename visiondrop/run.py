@@ -145,6 +145,8 @@ def block_mask(
     decoder: Any, hidden: Tensor, padding: Tensor | None, cache: Any, layer: int
 ) -> Tensor | None:
     """The attention mask of the block that starts at `layer`, in the attention's own form."""
+    if padding is not None and decoder.config._attn_implementation == "sdpa":
+        return padded_causal_mask(padding, hidden.shape[1])
     return create_causal_mask(
         config=decoder.config,
         inputs_embeds=hidden,
@@ -153,6 +155,21 @@ def block_mask(
         layer_idx=layer,
         **{MASK_CACHE: cache},
     )
+
+
+def padded_causal_mask(padding: Tensor, queries: int) -> Tensor:
+    """[B, 1, q, N] bool, the causal mask of the last q of N tokens, without the padded ones.
+
+    What `create_causal_mask` gives sdpa, but for one question: it asks the device whether there is
+    any padding, and the host waits for the answer at each stage and each new token.
+
+    Args:
+        padding: [B, N] bool, false at padding.
+    """
+    total = padding.shape[1]
+    keys = torch.arange(total, device=padding.device)
+    seen = keys <= keys[total - queries :, None]
+    return seen & padding.bool()[:, None, None, :]
 
 
 def row_positions(run: Run, device: torch.device) -> Tensor:
