@@ -51,6 +51,8 @@ NAME = "scoring_comparison"
 
 def spec_of(scores: Sequence[str], benchmarks: Sequence[str], tokens: Sequence[int]) -> Spec:
     """The table that the engine answers. Raises `EvalError` for a score that there is not."""
+    if "all" in scores:
+        scores = list(VARIANTS)
     if unknown := [name for name in scores if name not in VARIANTS]:
         raise EvalError(f"unknown score {unknown[0]!r}; known are {', '.join(VARIANTS)}")
     return Spec(
@@ -225,7 +227,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--benchmarks", default=env("BENCHMARKS", ",".join(BENCHMARKS)))
     p.add_argument("--tokens", default=env("TOKENS", ",".join(map(str, TOKENS))))
-    p.add_argument("--scores", default=env("SCORES", ",".join(VARIANTS)), help="comma list")
+    p.add_argument("--scores", default=env("SCORES", "all"), help="comma list, or all")
     p.add_argument("--limit", default=env("LIMIT", str(LIMIT)), help="the first N of each, or all")
     p.add_argument("--data", default=env("DATA"), help="folder with a folder for each benchmark")
     p.add_argument("--out", default=f"outputs/analysis/{NAME}", help="where answers go")
