@@ -44,7 +44,7 @@ def plot(table: pd.DataFrame, stem: Path) -> list[Path]:
             below.set_xlim(-0.5, len(budgets) - 0.5)
         axes[1][0].set_ylabel("minus last text token, points")
         drawn.supxlabel("visual tokens, mean over decoder layers", fontsize=8)
-        handles = {}
+        handles: dict[str, Any] = {}
         for axis in axes.flat:
             handles |= {label: h for h, label in zip(*axis.get_legend_handles_labels())}
         drawn.legend(

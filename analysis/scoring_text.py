@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TITLES = {FULL: "all tokens", **SCORES, ORACLE: "oracle"}
+GENERATED = (
+    "- The bundled model knows generated scenes and answers in a word: what holds for it need not "
+    "hold for a 7B model on photographs."
+)
 BETTER, WORSE = "▲", "▼"
 
 
@@ -94,6 +98,7 @@ def markdown_text(
         markdown(list(shown.columns), shown.fillna("-").values.tolist()),
         "## Reading\n",
         *[f"- {line}." for line in reading(table)],
+        *([GENERATED] if str(facts["model"]).startswith("pocket") else []),
         "\n## Settings\n",
         f"- {facts['model']}, batch {facts['batch_size']}, {facts['dtype']}, "
         f"{facts['attn_implementation']} on {facts['device']}; {versions}",

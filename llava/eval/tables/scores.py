@@ -14,7 +14,7 @@ from visiondrop.adapters import Geometry
 from visiondrop.methods.pyramiddrop import PyramidDrop, Score
 
 GROUP = "score"
-SCORES: dict[Score, str] = {
+SCORES: dict[str, str] = {
     "text": "text, last token",
     "all_text": "text, all tokens",
     "visual": "visual",
@@ -48,7 +48,7 @@ def with_oracle(tokens: int, geometry: Geometry, regions: Regions) -> PyramidDro
     )
 
 
-VARIANTS = {
+VARIANTS: dict[str, Variant] = {
     **{
         score: Variant(f"score={score}", title, GROUP, partial(with_score, score=score))
         for score, title in SCORES.items()
