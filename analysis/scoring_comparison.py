@@ -123,10 +123,11 @@ def table_of(board: Board) -> pd.DataFrame:
     """One row for each score, budget and benchmark that is answered.
 
     Columns: score ("full" for the unpruned model), asked (tokens, NaN for full), mean_tokens (true
-    mean over decoder layers, of the runs), layers (before which it drops), benchmark, title,
-    metric, n (questions), pictures, failed, seeds (of them the mean), accuracy (the benchmark's own
-    score in points), low, high (its interval), spread (standard deviation over seeds), difference,
-    difference_low, difference_high (to the score "text" at the same budget, paired).
+    mean over decoder layers, of the runs), layers (before which it drops), kept (tokens from each
+    of them on), benchmark, title, metric, n (questions), pictures, failed, seeds (of them the
+    mean), accuracy (the benchmark's own score in points), low, high (its interval), spread
+    (standard deviation over seeds), difference, difference_low, difference_high (to the score
+    "text" at the same budget, paired).
     """
     import pandas as pd
 
@@ -138,13 +139,14 @@ def table_of(board: Board) -> pd.DataFrame:
             if result["score"] is None:
                 continue
             own, paired = own_interval(cell, answered), against.get(key)
-            config = result["method_config"]
+            layers = result["method_config"].get("layers", [])
             rows.append(
                 {
                     "score": score_of(key[0]),
                     "asked": float("nan") if key[1] is None else key[1],
                     "mean_tokens": result["mean_tokens"],
-                    "layers": " ".join(map(str, config.get("layers", []))),
+                    "layers": " ".join(map(str, layers)),
+                    "kept": " ".join(str(result["ledger"][layer]) for layer in layers),
                     "benchmark": answered.name,
                     "title": answered.title,
                     "metric": result["metric"],

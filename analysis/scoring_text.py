@@ -109,9 +109,10 @@ def markdown_text(
             for name, entry in facts["benchmarks"].items()
         ],
         *[
-            f"- at {asked:g} tokens PyramidDrop drops before layers {', '.join(layers.split())}"
-            for (asked, layers), _ in table[table["score"] == "text"].groupby(
-                ["asked", "layers"], sort=False
+            f"- at {asked:g} tokens: from layers {', '.join(layers.split())} on "
+            f"{', '.join(kept.split())} tokens"
+            for (asked, layers, kept), _ in table[table["score"] != FULL].groupby(
+                ["asked", "layers", "kept"], sort=False
             )
         ],
         *[f"- not run: {line}" for line in facts["not_run"]],

@@ -34,7 +34,8 @@ def cell(who: str, scores: list[list[float]], tokens: int | None, **more: Any) -
     result = {
         "cell": label, "label": label, "tokens": tokens, "mean_tokens": float(tokens or 576),
         "score": 100 * float(np.mean(scores)), "n": 40, "failed": 0, "metric": "accuracy",
-        "method_config": {"name": "pyramiddrop", "layers": [1, 8]}, **more,
+        "method_config": {"name": "pyramiddrop", "layers": [1, 8]},
+        "ledger": [tokens or 576] * 16, **more,
     }  # fmt: skip
     return Cell(Row(label, tokens, "inside the LLM"), result, scores)
 

@@ -11,7 +11,7 @@ from functools import partial
 from llava.eval.oracle import OraclePyramid, Regions
 from llava.eval.tables.spec import Variant
 from visiondrop.adapters import Geometry
-from visiondrop.methods.pyramiddrop import PyramidDrop, Score
+from visiondrop.methods.pyramiddrop import PyramidDrop
 
 GROUP = "score"
 SCORES: dict[str, str] = {
@@ -26,7 +26,7 @@ SCORES: dict[str, str] = {
 ORACLE = "oracle"
 
 
-def with_score(tokens: int, geometry: Geometry, score: Score) -> PyramidDrop:
+def with_score(tokens: int, geometry: Geometry, score: str) -> PyramidDrop:
     """PyramidDrop at that mean, judged by ``score``."""
     return PyramidDrop.from_average(
         tokens,
