@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from visiondrop.scoring import expand_heads, wide
+from visiondrop.scoring import CHUNK_ELEMENTS, expand_heads, wide
 
 __all__ = ["DecoderView", "RowAttention"]
 
@@ -64,6 +64,17 @@ class RowAttention:
         logits = wide(query @ key.transpose(-1, -2)) * self.scale
         later = torch.arange(key.shape[2], device=at.device)[None] > at[:, None]
         return logits.masked_fill(later, float("-inf")).softmax(-1)
+
+    def mean_row(self, places: Places) -> Tensor:
+        """[G, N], `rows` meaned over heads and over the r tokens at `places`, at least one. In
+        chunks: memory is a few rows, however many are asked for.
+        """
+        at = self._index(places)
+        groups, total = self.hidden.shape[:2]
+        heads = self.query(at[:1]).shape[1]
+        chunk = max(1, CHUNK_ELEMENTS // max(1, groups * heads * total))
+        parts = [self.rows(part).mean(1).sum(1) for part in at.split(chunk)]
+        return torch.stack(parts).sum(0) / len(at)
 
 
 @dataclass

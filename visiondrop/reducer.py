@@ -82,6 +82,8 @@ class Reducer(ABC):
     """
     seeded: ClassVar[bool] = False
     """Whether `llm_stage` draws by `view.keys`; pictures without a key are then named by a hash."""
+    draws: bool = True
+    """Whether a field `seed`, if there is one, decides what is kept: runs are then one a seed."""
     reads_questions: ClassVar[bool] = False
     """Whether a stage before the LLM reads `view.questions`."""
 

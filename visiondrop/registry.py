@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["HIDDEN", "NEEDS", "divides", "working"]
 
 _REGISTRY: dict[str, type[Reducer]] = {}
-HIDDEN = {"composed", "oracle", "probe"}
+HIDDEN = {"composed", "oracle", "oracle_pyramid", "probe"}
 """Names that no list of methods shows."""
 
 NEEDS = {

@@ -20,15 +20,43 @@ from llava.eval.samples import Sample
 from llava.eval.settings import digest_of_json
 from visiondrop import Geometry, Reducer, Reduction
 from visiondrop.merging import keep_only
+from visiondrop.methods.controls import evenly as even
+from visiondrop.methods.pyramiddrop import PyramidDrop, Score
 from visiondrop.reducer import Positions
-from visiondrop.views import EncoderView
+from visiondrop.views import DecoderView, EncoderView
 
 Regions = Mapping[str, Sequence[int]]
 
 
-def even(count: int, total: int) -> list[int]:
-    """``count`` whole numbers evenly spaced in 0 .. total - 1."""
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+def asked_first(region: Sequence[int], tokens: int, there: Sequence[int]) -> list[int]:
+    """``tokens`` of the patches ``there``, rising: those of ``region``, then others evenly spaced;
+    of a region with more than that, evenly spaced ones."""
+    wanted = sorted(set(region) & set(there))
+    if len(wanted) >= tokens:
+        return [wanted[i] for i in even(tokens, len(wanted))]
+    others = sorted(set(there) - set(wanted))
+    return sorted(wanted + [others[i] for i in even(tokens - len(wanted), len(others))])
+
+
+def region_of(regions: Regions, key: str) -> Sequence[int]:
+    """Of a sample; EvalError where it is not known."""
+    if key not in regions:
+        raise EvalError(f"the oracle does not know the region of sample {key}")
+    return regions[key]
+
+
+def described(regions: Regions) -> str:
+    """Their hash, for JSON."""
+    return digest_of_json({key: list(patches) for key, patches in regions.items()})
+
+
+def refuse_tiles(geometry: Geometry) -> None:
+    """ValueError for a model that reads pictures in tiles."""
+    if geometry.crops:
+        raise ValueError(
+            "oracle: regions.json names squares of the whole picture, this model reads tiles; "
+            "python -m llava.train.evaluate_next has an oracle for it"
+        )
 
 
 @dataclass
@@ -49,11 +77,7 @@ class Oracle(Reducer):
 
     def check(self, geometry: Geometry) -> None:
         """Refuse budgets beyond the picture, and pictures in tiles."""
-        if geometry.crops:
-            raise ValueError(
-                "oracle: regions.json names squares of the whole picture, this model reads tiles; "
-                "python -m llava.train.evaluate_next has an oracle for it"
-            )
+        refuse_tiles(geometry)
         if not 1 <= self.tokens <= geometry.num_patches:
             raise ValueError(
                 f"oracle: tokens={self.tokens} asked for where a picture has "
@@ -66,29 +90,66 @@ class Oracle(Reducer):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; the regions by their hash."""
-        regions = {key: list(patches) for key, patches in self.regions.items()}
         return {
             "name": self.name,
             "tokens": self.tokens,
             "positions": self.positions,
-            "regions_sha256": digest_of_json(regions),
+            "regions_sha256": described(self.regions),
         }
 
     def patches(self, key: str, num_patches: int) -> list[int]:
         """Patches kept for one sample, rising."""
-        if key not in self.regions:
-            raise EvalError(f"the oracle does not know the region of sample {key}")
-        region = sorted(self.regions[key])
-        if len(region) >= self.tokens:
-            return [region[i] for i in even(self.tokens, len(region))]
-        others = sorted(set(range(num_patches)) - set(region))
-        return sorted(region + [others[i] for i in even(self.tokens - len(region), len(others))])
+        return asked_first(region_of(self.regions, key), self.tokens, range(num_patches))
 
     def encoder_stage(self, view: EncoderView) -> Reduction:
         """Drop the others."""
         kept = torch.tensor([self.patches(key, view.num_patches) for key in view.keys])
         kept = kept.to(view.features.device) + int(view.has_cls)
         return keep_only(view.features, view.sizes, kept)
+
+
+@dataclass
+class OraclePyramid(PyramidDrop):
+    """The same at PyramidDrop's stages: of what is left before each, the asked-for patches stay,
+    and others evenly spaced up to the stage's count.
+
+    Args:
+        layers, ratios, positions: as `PyramidDrop` has them; score: of the others, "uniform" only.
+        regions: sample key -> patch ids that the question asks for.
+    """
+
+    name = "oracle_pyramid"
+    tiled = False
+
+    score: Score = "uniform"
+    regions: Regions = field(default_factory=dict, repr=False)
+
+    @property
+    def reads_keys(self) -> bool:
+        """Always."""
+        return True
+
+    def check(self, geometry: Geometry) -> None:
+        """Refuse what PyramidDrop refuses, other scores, and pictures in tiles."""
+        refuse_tiles(geometry)
+        super().check(geometry)
+        if self.score != "uniform":
+            raise ValueError(f"oracle_pyramid: score={self.score!r}; leave it 'uniform'")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; the regions by their hash."""
+        out = super().to_dict()
+        out.pop("regions")
+        return {**out, "regions_sha256": described(self.regions)}
+
+    def choose(self, view: DecoderView, kept: int) -> torch.Tensor:
+        """[G, kept], places of what stays, rising."""
+        chosen = []
+        for key, there in zip(view.keys, view.identity.tolist(), strict=True):
+            place = {patch: i for i, patch in enumerate(there)}
+            patches = asked_first(region_of(self.regions, key), kept, there)
+            chosen.append(sorted(place[patch] for patch in patches))
+        return torch.tensor(chosen, device=view.hidden.device)
 
 
 def without_placeholder(prompt: str) -> str:

@@ -112,8 +112,9 @@ def check_name(name: str) -> None:
 
 
 def field_names(method: type[Reducer]) -> set[str]:
-    """A method's hyper-parameters; one that draws at random has a "seed". The
-    options of `Reducer.on_pictures` and, on any-resolution pictures, `on_tiles` are theirs, too.
+    """A method's hyper-parameters; one that draws at random has a "seed" (`Reducer.draws`: at times
+    only). The options of `Reducer.on_pictures` and, on any-resolution pictures, `on_tiles` are
+    theirs, too.
     """
     own = {f.name for f in fields(method)}  # type: ignore[arg-type]
     own |= {f"pictures.{f.name}" for f in fields(Pictures)}
@@ -314,11 +315,15 @@ class _Planner:
                 f"{name} keeps every token as it is by default; set its fields with --method-arg, "
                 "or in Python"
             )
+        defaults = {k: v for k, v in self.defaults.items() if k in field_names(cls)}
+        draws = make_method(name, tokens, self.geometry, defaults | own, self.budget).draws
+        if not draws:  # a seed that decides nothing is no setting
+            own.pop("seed", None)
         suffix = args_suffix(own)
-        own = {k: v for k, v in self.defaults.items() if k in field_names(cls)} | own
+        own = defaults | own
         if tokens is not None and self.budget != "average":
             suffix += f"+budget={self.budget}"
-        drawn = "seed" in field_names(cls) and "seed" not in own
+        drawn = draws and "seed" in field_names(cls) and "seed" not in own
         runs = []
         for seed in self.seeds if drawn else (None,):
             args = own if seed is None else {**own, "seed": str(seed)}

@@ -167,6 +167,23 @@ SETTINGS: dict[str, Setting] = {
     "pyramiddrop-original": Setting(
         PyramidDrop((1, 2), (0.7, 0.2), positions="original"), exempt=TEXT
     ),
+    "pyramiddrop-all-text": Setting(
+        PyramidDrop((1, 4), (0.6, 0.2), score="all_text"),
+        whole=PyramidDrop((2,), (1.0,), score="all_text"),
+        exempt=TEXT,
+    ),
+    "pyramiddrop-visual": Setting(
+        PyramidDrop((2, 4, 6), (0.5, 0.25, 0.125), score="visual"),
+        whole=PyramidDrop((2, 5), (1.0, 1.0), score="visual"),
+    ),
+    "pyramiddrop-corrected": Setting(
+        PyramidDrop((1, 3), (0.7, 0.2), positions="original", score="visual_corrected")
+    ),
+    "pyramiddrop-random": Setting(PyramidDrop((2, 4), (0.5, 0.2), score="random", seed=3)),
+    "pyramiddrop-uniform": Setting(
+        PyramidDrop((1, 4), (0.5, 0.2), positions="original", score="uniform")
+    ),
+    "composed-visual": Setting(Uniform(24) + PyramidDrop((2, 4), (0.5, 0.25), score="visual")),
     "sparsevlm": Setting(SparseVLM((1, 2, 4), (20, 12, 5)), exempt=TEXT),
     "sparsevlm-options": Setting(
         SparseVLM((0, 5), (9, 4), noise="random", positions="original"), exempt=TEXT

@@ -18,6 +18,20 @@ from visiondrop.reducer import Positions, Reducer
 from visiondrop.views import DecoderView, EncoderView
 
 
+def permutation(name: str, total: int) -> torch.Tensor:
+    """[total], a random order of 0 .. total - 1 that depends on `name` only: not on batch size,
+    order or device.
+    """
+    digest = hashlib.sha256(name.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randperm(total, generator=generator)
+
+
+def evenly(count: int, total: int) -> list[int]:
+    """`count` of 0 .. total - 1, evenly spaced: floor((i + 1/2) total / count)."""
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
 @dataclass
 class Full(Reducer):
     """The unpruned model, run by the same code as every method."""
@@ -129,9 +143,7 @@ class Random(_KeepSome):
         """A seeded permutation's head for each picture."""
         rows = []
         for key in keys():
-            digest = hashlib.sha256(f"{self.seed}/{key}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            drawn = torch.randperm(total, generator=generator)[: self.tokens]
+            drawn = permutation(f"{self.seed}/{key}", total)[: self.tokens]
             rows.append(drawn.sort().values)
         return torch.stack(rows)
 
@@ -156,5 +168,4 @@ class Uniform(_KeepSome):
 
     def choose(self, keys: Callable[[], list[str]], count: int, total: int) -> torch.Tensor:
         """The same places for every picture."""
-        kept = [(2 * i + 1) * total // (2 * self.tokens) for i in range(self.tokens)]
-        return torch.tensor(kept)[None]
+        return torch.tensor(evenly(self.tokens, total))[None]

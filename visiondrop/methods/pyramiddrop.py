@@ -1,10 +1,15 @@
-"""PyramidDrop: stage by stage, the visual tokens that the last instruction token looks at."""
+"""PyramidDrop: stage by stage, the visual tokens that the last instruction token looks at; or the
+same stages with another score.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
 
 from visiondrop.adapters.base import Geometry
 from visiondrop.budgets import (
@@ -16,10 +21,16 @@ from visiondrop.budgets import (
     stepwise,
 )
 from visiondrop.merging import Reduction, keep_only
+from visiondrop.methods.controls import evenly, permutation
 from visiondrop.reducer import Positions, Reducer
-from visiondrop.scoring import top_tokens
+from visiondrop.scoring import CausalCorrection, column_mean, top_tokens
 from visiondrop.tiles import Tiles
 from visiondrop.views import DecoderView
+
+Score = Literal["text", "all_text", "visual", "visual_corrected", "random", "uniform"]
+"""Who judges the visual tokens at PyramidDrop's stages."""
+
+CORRECTIONS: Mapping[str, CausalCorrection] = {"visual": "off", "visual_corrected": "expectation"}
 
 
 @dataclass
@@ -36,6 +47,14 @@ class PyramidDrop(Reducer):
         layers: `layer_list`, decoder layers before which a stage acts.
         ratios: `image_token_ratio_list`, the share of all N tokens that stays from each on.
         positions: "renumbered" (released) or "original".
+        score: whose attention, before each stage, ranks what is left. "text" (released): that of
+            the prompt's last token. "all_text": of all text tokens after the picture, their mean
+            (of the last token where the prompt ends with the picture). "visual": of the visual
+            tokens themselves, as in VisionDrop's LLM stage (`scoring.column_mean`);
+            "visual_corrected": the same, each column divided by what causality leaves it under
+            uniform attention. Two controls: "random" (an independent draw at each stage, seeded by
+            `seed`, layer and sample key) and "uniform" (evenly spaced among what is left).
+        seed: of the draws of score="random", and without meaning otherwise.
     """
 
     name = "pyramiddrop"
@@ -44,7 +63,7 @@ class PyramidDrop(Reducer):
     where = "LLM 1/4, 1/2, 3/4"
     signal = "last instruction token"
     inside_llm = True
-    reads_text = tiled = True
+    tiled = True
     tiles = Tiles(newlines="pool")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "official": {"layers": (8, 16, 24), "ratios": (0.5, 0.25, 0.125)},
@@ -53,9 +72,42 @@ class PyramidDrop(Reducer):
     layers: tuple[int, ...] = (8, 16, 24)
     ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
     positions: Positions = "renumbered"
+    score: Score = "text"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self.layers, self.ratios = tuple(self.layers), tuple(self.ratios)
+
+    @property
+    def reads_text(self) -> bool:  # type: ignore[override]
+        """Only where the text judges: other scores know nothing behind the picture."""
+        return self.score in ("text", "all_text")
+
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        """Only with score="random"."""
+        return self.score == "random"
+
+    @property
+    def seeded(self) -> bool:  # type: ignore[override]
+        """Where it draws."""
+        return self.draws
+
+    @property
+    def reads_keys(self) -> bool:
+        """Where it draws."""
+        return self.draws
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON. What is as released, or without meaning, is left out: answers on disk are known
+        by this, those from before there was a choice too.
+        """
+        out = super().to_dict()
+        if not self.draws:
+            out.pop("seed")
+        if self.score == "text":
+            out.pop("score")
+        return out
 
     @classmethod
     def from_average(
@@ -86,6 +138,9 @@ class PyramidDrop(Reducer):
     def check(self, geometry: Geometry) -> None:
         """Refuse impossible layers or shares."""
         super().check(geometry)
+        if self.score not in get_args(Score):
+            known = ", ".join(map(repr, get_args(Score)))
+            raise ValueError(f"pyramiddrop: score={self.score!r}; possible: {known}")
         check_layers(self.layers, geometry.num_layers, "a PyramidDrop stage")
         if len(self.ratios) != len(self.layers):
             raise ValueError(
@@ -109,10 +164,36 @@ class PyramidDrop(Reducer):
         return self.layers
 
     def llm_stage(self, view: DecoderView) -> Reduction | None:
-        """Keep what the last token of the prompt looks at; skipped where no more are left."""
+        """Keep the best; skipped where no more are left."""
         kept = int(view.full * self.ratios[self.layers.index(view.layer)])
         if not 0 < kept < view.hidden.shape[1]:
             return None
-        row = view.this.rows([view.length - 1])[:, :, 0].mean(1)
-        scores = row[:, view.start : view.end]
-        return keep_only(view.hidden, view.sizes, top_tokens(scores, kept))
+        return keep_only(view.hidden, view.sizes, self.choose(view, kept))
+
+    def choose(self, view: DecoderView, kept: int) -> Tensor:
+        """[G, kept], places among the visual tokens of what stays, rising."""
+        pictures, n = view.hidden.shape[:2]
+        if self.score == "random":
+            drawn = [
+                permutation(f"{self.seed}/{view.layer}/{key}", n)[:kept].sort().values
+                for key in view.keys
+            ]
+            return torch.stack(drawn).to(view.hidden.device)
+        if self.score == "uniform":
+            places = torch.tensor(evenly(kept, n), device=view.hidden.device)
+            return places.expand(pictures, -1)
+        return top_tokens(self.scores(view), kept)
+
+    def scores(self, view: DecoderView) -> Tensor:
+        """[G, n] in float32, the attention that the n visual tokens get, mean over heads and over
+        the rows that `score` names.
+        """
+        if self.score in CORRECTIONS:
+            correction = CORRECTIONS[self.score]
+            return column_mean(
+                view.query, view.key, view.scale, correction=correction, places=view.places
+            )
+        last = torch.tensor([view.length - 1], device=view.hidden.device)
+        every = self.score == "all_text" and len(view.text_places) > 0
+        row = view.this.mean_row(view.text_places if every else last)
+        return row[:, view.start : view.end]

@@ -22,7 +22,7 @@ from llava.eval.compare.matching import Questions
 from llava.eval.compare.runs import Run, SeedRun
 from llava.eval.errors import EvalError
 from llava.eval.loading import ModelChoice, load_model
-from llava.eval.oracle import Oracle
+from llava.eval.oracle import Oracle, OraclePyramid
 from llava.eval.preparing import QuestionDataset, drawn_over, load_picture
 from llava.eval.settings import RunSettings, fingerprint
 from visiondrop import Reducer
@@ -159,10 +159,11 @@ class _Side:
     def method(self, seed: SeedRun) -> Any:
         """The method as it was run."""
         config = dict(seed.result["method_config"])
-        if config["name"] == Oracle.name:
+        if config.pop("regions_sha256", None) is not None:
             benchmark, files = self.questions.benchmark, self.questions.files
             regions = benchmark.regions(self.questions.samples, files)
-            return Oracle(config["tokens"], regions, config["positions"])
+            kind = {oracle.name: oracle for oracle in (Oracle, OraclePyramid)}[config.pop("name")]
+            return kind(regions=regions, **config)
         return Reducer.from_dict(config)
 
     def settings(self, seed: SeedRun) -> RunSettings:

@@ -17,6 +17,7 @@ from llava.eval import run_benchmark
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.errors import EvalError
 from llava.eval.loading import read_config
+from llava.eval.oracle import Regions
 from llava.eval.planning import PlannedRun, Refusal, geometry_of_config, ledger_of
 from llava.eval.running import Job
 from llava.eval.tables.spec import BLANK, FULL, Spec, Variant
@@ -160,19 +161,35 @@ def _variants(
     request: Request, column: Column, job: Job, refused: list[Refusal]
 ) -> list[PlannedRun]:
     geometry = geometry_of_config(job.config)
+    seeds = tuple(run_benchmark.parse_numbers("SEEDS", job.args.seeds))
     runs = []
     for variant in request.spec.variants:
         for tokens in request.tokens:
             try:
-                method = variant.build(tokens, geometry)
+                more = {"regions": _regions(job)} if variant.asks_regions else {}
+                method = variant.build(tokens, geometry, **more)
                 ledger = ledger_of(method, geometry)
             except (ValueError, EvalError) as error:
                 refused.append(Refusal(variant.slug, tokens, str(error)))
                 continue
             run = PlannedRun(method, tokens, ledger, suffix=f"+{variant.slug}")
             column.variants[run.cell] = variant
-            runs.append(run)
+            runs += for_each_seed(run, seeds)
     return runs
+
+
+def for_each_seed(run: PlannedRun, seeds: Sequence[int]) -> list[PlannedRun]:
+    """The run, or of a method that draws one a seed."""
+    method: Any = run.method
+    if not (hasattr(method, "seed") and method.draws):
+        return [run]
+    every = tuple(seeds)
+    return [replace(run, method=replace(method, seed=s), seed=s, seeds=every) for s in every]
+
+
+def _regions(job: Job) -> Regions:
+    """What the data says of the job's questions."""
+    return job.benchmark.regions(job.samples, job.files)
 
 
 def check_methods(methods: Sequence[str]) -> None:

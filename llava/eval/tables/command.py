@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -85,7 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     processes = int(default_processes()) if args.nproc is None else args.nproc
     ready = any(column.job is not None for column in columns)
     if ready:
-        answer(columns, board, writer, first, processes, args, console)
+        update = partial(show, writer)
+        answer(columns, board, update, first, processes, args.overwrite, console)
+        if args.wandb:
+            for line in log_cells(columns, board, args.table):
+                console.print(line, highlight=False, soft_wrap=True)
     for path in writer.update([]):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     return exit_status(board, console)
@@ -166,13 +172,17 @@ def announce(
 def answer(
     columns: list[Column],
     board: Board,
-    writer: Writer,
+    update: Callable[[str], None],
     first: tuple[str, ...],
     processes: int,
-    args: argparse.Namespace,
+    overwrite: bool,
     console: Console,
 ) -> None:
-    """Answer what is open; one table at a time in a folder."""
+    """Answer what is open; one table at a time in a folder.
+
+    Args:
+        update: called with a benchmark's name after each of its steps.
+    """
     out = Path(columns[0].request.out)
     out.mkdir(parents=True, exist_ok=True)
     lock = take_lock(out / ".table.lock")
@@ -180,11 +190,7 @@ def answer(
         raise EvalError(f"another table is being made in {out}; wait until it ends, or give --out")
     workers = Workers(processes)
     try:
-        work = Answering(columns, board, workers, console, lambda name: show(writer, name))
-        work.run(first, args.overwrite)
-        if args.wandb:
-            for line in log_cells(columns, board, args.table):
-                console.print(line, highlight=False, soft_wrap=True)
+        Answering(columns, board, workers, console, update).run(first, overwrite)
     finally:
         workers.close()
         lock.close()

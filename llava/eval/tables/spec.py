@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from visiondrop import Reducer
-from visiondrop.adapters import Geometry
 
 SEEDS = (0, 1, 2)
 FULL, BLANK = "full", "blank picture"
@@ -22,12 +21,15 @@ class Variant:
         title: what the table says.
         group: what is varied.
         build: (visual tokens, geometry) -> the method; ValueError for what cannot be.
+        asks_regions: whether ``build`` takes ``regions``, too: the patches that each question asks
+            for, by sample key. Only the bundled data says which.
     """
 
     slug: str
     title: str
     group: str
-    build: Callable[[int, Geometry], Reducer]
+    build: Callable[..., Reducer]
+    asks_regions: bool = False
 
 
 @dataclass(frozen=True)
