@@ -138,10 +138,10 @@ def look_up(finding: Finding, folder: Path) -> Measured:
     if len(table) != 1:
         raise EvalError(f"{finding.name}: {len(table)} rows of {path} are {dict(finding.where)}")
     row = table.iloc[0]
-    numbers = [float(row[getattr(finding, column)]) for column in ("value", "low", "high")]
-    if not all(map(math.isfinite, numbers)):
-        raise EvalError(f"{finding.name}: {path} has no number there ({numbers})")
-    return Measured(*numbers, n=int(row[finding.n]))
+    value, low, high = (float(row[name]) for name in (finding.value, finding.low, finding.high))
+    if not all(map(math.isfinite, (value, low, high))):
+        raise EvalError(f"{finding.name}: {path} has no number there ({value} [{low}, {high}])")
+    return Measured(value, low, high, n=int(row[finding.n]))
 
 
 def run_study(study: Study, length: str, folder: Path) -> None:

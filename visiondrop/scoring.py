@@ -119,8 +119,10 @@ def column_mean(
         columns = column_sums(query, key, scale, at, masked)
     else:
         CALLS["column_mean:chunks"] += 1
-        summed = chunked_column_sums if places is None else scattered_column_sums
-        columns = summed(query, key, scale, masked, places)
+        if places is None:
+            columns = chunked_column_sums(query, key, scale, masked)
+        else:
+            columns = scattered_column_sums(query, key, scale, masked, places)
     if correction == "visible" and masked:
         return columns / torch.arange(n, 0, -1, device=query.device)
     columns = columns / n
@@ -129,9 +131,7 @@ def column_mean(
     return columns
 
 
-def chunked_column_sums(
-    query: Tensor, key: Tensor, scale: float, masked: bool, places: None = None
-) -> Tensor:
+def chunked_column_sums(query: Tensor, key: Tensor, scale: float, masked: bool) -> Tensor:
     """[G, n], attention to each of the last n keys, summed over the n queries, mean over heads.
 
     Arguments as for `column_mean`.
