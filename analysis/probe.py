@@ -139,7 +139,8 @@ class Probe(Reducer):
         values = {name: _host(value) for name, value in self.encoder(view).items()}
         joined = {name: value.reshape(-1, *value.shape[2:]) for name, value in values.items()}
         identity = np.arange(grid.tiles * grid.side**2)
-        self.readings.append(Reading("encoder", None, view.keys[0], identity, joined))
+        key = view.keys[0].rpartition("/")[0]  # a tile's key is its picture's, and its number
+        self.readings.append(Reading("encoder", None, key, identity, joined))
         return None
 
 

@@ -5,7 +5,7 @@ import torch
 
 from analysis.probe import Probe
 from analysis.scores import ENCODER_SCORES, LLM_SCORES
-from tests.visiondrop import models
+from tests.visiondrop import models, next_models
 from tests.visiondrop.models import IMAGE, LAYERS, PATCHES
 
 
@@ -96,3 +96,21 @@ def test_layers_that_are_none_are_refused(layers):
     with pytest.raises(ValueError, match="layer"):
         with Probe(layers, read_all)(models.tiny()):
             pass
+
+
+def test_tiles_are_read_under_their_pictures_key():
+    sizes = [(40, 20), (24, 24)]
+    rows = [next_models.prompt(3, 4, seed=i, sizes=[size]) for i, size in enumerate(sizes)]
+    model, images = next_models.tiny_next(), next_models.inputs(sizes, [0, 1])
+    probe = Probe((2,), read_all, lambda view: {"cls": ENCODER_SCORES["cls"](view)})
+    with probe(model, keys=["a/b", "c"]), torch.inference_mode():
+        model(**models.batch(rows), **images, logits_to_keep=1)
+    readings = probe.take()
+    assert {(r.key, r.layer) for r in readings} == {(k, n) for k in ("a/b", "c") for n in (2, None)}
+    for reading in readings:
+        size = sizes[reading.key == "c"]
+        grid = next_models.grid_of(size)
+        if reading.layer is None:
+            assert len(reading.values["cls"]) == grid.tiles * grid.side**2
+        else:
+            assert len(reading.identity) == next_models.unpruned(size)
