@@ -28,8 +28,9 @@ from analysis.probe import Probe
 from analysis.scores import ENCODER_SCORES
 from analysis.setting import Case, Setting, Unknown
 from llava.eval.errors import EvalError
-from llava.eval.planning import make_method
+from llava.eval.planning import check_name, make_method
 from visiondrop import Reducer, TowerCache
+from visiondrop.methods import METHODS, parse_fields
 
 __all__ = ["BINS", "PositionalBias", "refuse"]
 
@@ -161,14 +162,17 @@ class PositionalBias:
         field_, equals, value = argument.partition("=")
         if argument and not equals:
             raise EvalError(f"method {spec!r}: write name:field=value")
+        options = {field_: value} if equals else {}
+        check_name(name)
         try:
-            method = make_method(
-                name, self.tokens, self.setting.geometry, {field_: value} if equals else {}
-            )
+            # What is wrong with the words stops everything; what this model cannot do does not.
+            parse_fields(METHODS[name.partition("@")[0]], options)
+        except (KeyError, ValueError) as error:
+            raise EvalError(f"method {spec!r}: {error}") from None
+        try:
+            method = make_method(name, self.tokens, self.setting.geometry, options)
         except EvalError as error:
-            if f"{name!r} needs" in str(error) or "is not defined on" in str(error):
-                return refuse(str(error))
-            raise
+            return refuse(str(error))
         return lambda: self._method(spec, method)
 
     def _method(self, label: str, method: Reducer) -> None:

@@ -14,10 +14,10 @@ from llava.eval.intervals import Interval, bootstrap_intervals
 __all__ = ["COLUMNS", "Key", "Tally"]
 
 COLUMNS = [
-    "part", "name", "layer", "measure", "at", "mean", "low", "high", "pictures", "neutral",
+    "part", "name", "layer", "measure", "at", "mean", "low", "high", "n", "neutral",
 ]  # fmt: skip
-"""`at` is the place along a profile, -1 for a number; `neutral` is what no bias, or chance, would
-give."""
+"""`at` is the place along a profile, -1 for a number; n pictures; `neutral` is what no bias, or
+chance, would give."""
 
 LEAST = float(np.finfo(np.float32).tiny)
 
@@ -45,7 +45,7 @@ class Tally:
         """
         for measure, pair in measures.items():
             value, neutral = (
-                (float(np.log(max(v, LEAST))) for v in pair) if _is_ratio(measure) else pair
+                np.log(np.clip(pair, LEAST, 1 / LEAST)).tolist() if _is_ratio(measure) else pair
             )
             self._numbers.setdefault((key, measure), []).append((picture, value, neutral))
 

@@ -191,13 +191,13 @@ def test_a_tally_gives_means_with_intervals_and_profiles():
     tally.add(Key("methods", "lone"), "a", {"centre_y": (0.3, 0.5)})
     table = tally.table().set_index(["name", "measure", "at"])
     row = table.loc["visual", "centre_y", -1]
-    assert (row["mean"], row["pictures"], row["neutral"]) == (3.0, 4, 0.5)
+    assert (row["mean"], row["n"], row["neutral"]) == (3.0, 4, 0.5)
     assert 1.0 <= row["low"] < 3.0 < row["high"] <= 6.0
     # Ratios: the geometric mean, so that 2 and 1/2 are no bias.
     assert table.loc["visual", "first_last_ratio", -1]["mean"] == pytest.approx(8.0)
     assert table.loc["visual", "first_last_ratio", -1]["neutral"] == pytest.approx(1.0)
-    assert table.loc["visual", "recall", -1]["pictures"] == 3
+    assert table.loc["visual", "recall", -1]["n"] == 3
     assert table.loc["visual", "by_row", 0]["mean"] == 3.0
     assert table.loc["visual", "by_row", 1]["mean"] == 1.0
-    assert table.loc["visual", "by_row", 1]["pictures"] == 3
+    assert table.loc["visual", "by_row", 1]["n"] == 3
     assert np.isnan(table.loc["lone", "centre_y", -1]["low"])
