@@ -15,11 +15,15 @@ import numpy as np
 from analysis import position_stats as stats
 from analysis.places import centres, is_patch, patches_under
 from analysis.position_readings import (
+    BINS,
     Scored,
     Shuffled,
     first_identity,
+    place_measures,
     probe_of,
     read,
+    score_measures,
+    share_below,
     show_objects,
     upside_down,
 )
@@ -32,10 +36,8 @@ from llava.eval.planning import check_name, make_method
 from visiondrop import Reducer, TowerCache
 from visiondrop.methods import METHODS, parse_fields
 
-__all__ = ["BINS", "PositionalBias", "refuse"]
+__all__ = ["PositionalBias", "refuse"]
 
-BINS = 24
-"""Parts of the sequence in curves by position; in LLaVA-1.5 each is a row of the picture."""
 TOWER_BYTES = 2**29
 
 
@@ -104,7 +106,7 @@ class PositionalBias:
             self.truths[case.picture] = things
             on = show_objects(self.setting, self.middle, things).astype(float)
             key = Key("scores", "truth")
-            self.tally.add(key, case.picture, _of_places(self.middle, on > 0, "kept_"))
+            self.tally.add(key, case.picture, place_measures(self.middle, on > 0, "kept_"))
             self._lines(key, on, "kept_")
             self.tally.profile(key, "kept_map", _relative(on))
         if reason is not None and not self.truths:
@@ -123,7 +125,7 @@ class PositionalBias:
         key = Key("scores", score.name, score.layer)
         kept = np.zeros(len(score.values), dtype=bool)
         kept[stats.top(score.values, self.tokens)] = True
-        measures = _of_score(score) | _of_places(score.places, kept, "kept_")
+        measures = score_measures(score) | place_measures(score.places, kept, "kept_")
         measures |= self._hits(case, score.places, kept)
         self.tally.add(key, case.picture, measures)
         self.tally.profile(key, "by_position", stats.binned(score.values, BINS))
@@ -146,13 +148,19 @@ class PositionalBias:
         self, case: Case, places: np.ndarray, kept: np.ndarray
     ) -> dict[str, tuple[float, float]]:
         """recall: share of object tokens kept; precision: share of kept tokens on an object; both
-        beside what a random choice of as many tokens would give.
+        beside what a random choice of as many tokens would give. lower_half_gap: share of the kept
+        tokens in the picture's lower half, less that of the object tokens.
         """
         if case.picture not in self.truths:
             return {}
         true = show_objects(self.setting, places, self.truths[case.picture])
         recall, precision = stats.hits(kept, true)
-        return {"recall": (recall, kept.mean()), "precision": (precision, true.mean())}
+        gap = share_below(places[kept]) - share_below(places[true])
+        return {
+            "recall": (recall, kept.mean()),
+            "precision": (precision, true.mean()),
+            "lower_half_gap": (gap, 0.0),
+        }
 
     # ------------------------------------------------------------------ (b) methods
 
@@ -192,7 +200,7 @@ class PositionalBias:
             kept = np.isin(identity, kept_ids)
             nan = float("nan")
             measures = {"tokens": (float(kept.sum()), nan), "merged": (float(len(merged)), nan)}
-            measures |= _of_places(places, kept, "kept_") | self._hits(look.case, places, kept)
+            measures |= place_measures(places, kept, "kept_") | self._hits(look.case, places, kept)
             self.tally.add(key, look.case.picture, measures)
             rate = stats.by_square(kept, patches_under(places, self.grid), self.count)
             self._lines(key, rate, "kept_")
@@ -243,7 +251,7 @@ class PositionalBias:
                 kept = np.zeros(len(score.values), dtype=bool)
                 kept[stats.top(score.values, self.tokens)] = True
                 alike = stats.correlation(stats.ranks(real.values), stats.ranks(score.values))
-                measures = _of_score(score) | _of_places(score.places, kept, "kept_")
+                measures = score_measures(score) | place_measures(score.places, kept, "kept_")
                 measures["real_rank"] = alike, 0.0
                 key = Key("grey", score.name, score.layer)
                 self.tally.add(key, case.picture, measures)
@@ -288,45 +296,6 @@ class PositionalBias:
                     "patch_share": (float(patch[own].mean()), 0.0),
                 }
                 self.tally.add(Key("shuffle", name, layer), case.picture, measures)
-
-
-def _of_score(score: Scored) -> dict[str, tuple[float, float]]:
-    """A score along the sequence and over the picture, each beside what no bias would give.
-
-    first_last_ratio: `stats.first_to_last`; token_ratio: first token over last; position_rank: rank
-    correlation with the place in the sequence, above 0 for late; uniform_r: Pearson's r of the
-    curve by position with that of the visual score under uniform attention; centre_y, centre_x.
-    """
-    order = np.arange(len(score.values), dtype=np.float64)
-    measures = {
-        "first_last_ratio": (stats.first_to_last(score.values), 1.0),
-        "token_ratio": (stats.end_to_end(score.values), 1.0),
-        "position_rank": (stats.correlation(stats.ranks(score.values), order), 0.0),
-    }
-    if score.even is not None:
-        curves = stats.binned(score.values, BINS), stats.binned(score.even, BINS)
-        measures["uniform_r"] = stats.correlation(*curves), 0.0
-    even = stats.centre_of_mass(score.places)
-    found = stats.centre_of_mass(score.places, score.values)
-    return measures | {
-        "centre_y": (found[0], even[0]),
-        "centre_x": (found[1], even[1]),
-    }
-
-
-def _of_places(places: np.ndarray, kept: np.ndarray, prefix: str) -> dict[str, tuple[float, float]]:
-    """Centre of mass of the kept tokens, and the share of them in the picture's lower half."""
-    even = stats.centre_of_mass(places)
-    found = stats.centre_of_mass(places[kept])
-    shown = is_patch(places)
-    low = places[:, 0] > 0.5
-    with np.errstate(invalid="ignore"):
-        lower = low[kept & shown].sum() / np.float64((kept & shown).sum())
-    return {
-        f"{prefix}centre_y": (found[0], even[0]),
-        f"{prefix}centre_x": (found[1], even[1]),
-        f"{prefix}lower_half": (float(lower), float(low[shown].mean())),
-    }
 
 
 def _relative(rate: np.ndarray) -> np.ndarray:

@@ -122,6 +122,8 @@ def _halves(axis: Any, scores: Any, layers: list[int]) -> None:
             label=SCORE_NAMES["truth"],
         )  # fmt: skip
     axis.axhline(50, color="0.7", linewidth=0.6, zorder=0)
+    axis.set_ylim(-5, 105)
+    axis.set_yticks([0, 50, 100])
     axis.set_xticks(layers)
     axis.set_xlabel("decoder layer")
     axis.set_ylabel("kept in the\nlower half (%)")
@@ -159,6 +161,7 @@ def plot_methods(table: Any, stem: Path) -> list[Path]:
             means, range(len(names)), xerr=error, fmt="o", color="black", markersize=3.5,
             capsize=2, elinewidth=0.8,
         )  # fmt: skip
+        right.tick_params(left=False)
         right.axvline(50, color="0.6", linewidth=0.8, linestyle=(0, (5, 2)))
         right.set_xlabel("kept in the lower half (%)")
         return plots.save(drawn, stem)

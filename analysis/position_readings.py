@@ -17,6 +17,7 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
+from analysis import position_stats as stats
 from analysis.places import centres, is_patch, patches_under
 from analysis.probe import Probe, Reading
 from analysis.scores import ENCODER_SCORES, LLM_SCORES
@@ -31,10 +32,25 @@ from visiondrop.scoring import uniform_column_mean
 from visiondrop.trace import SampleTrace
 from visiondrop.views import DecoderView, EncoderView, ProjectedView
 
-__all__ = ["TOWER", "Scored", "Shuffled", "probe_of", "read", "show_objects", "upside_down"]
+__all__ = [
+    "BINS",
+    "TOWER",
+    "Scored",
+    "Shuffled",
+    "first_identity",
+    "place_measures",
+    "probe_of",
+    "read",
+    "score_measures",
+    "share_below",
+    "show_objects",
+    "upside_down",
+]
 
 TOWER = "tower"
 """The layer of scores that are read at the vision tower's output."""
+BINS = 24
+"""Parts of the sequence in curves by position; in LLaVA-1.5 each is a row of the picture."""
 
 
 @dataclass
@@ -59,7 +75,9 @@ class Scored:
     even: np.ndarray | None = None
 
 
-def probe_of(layers: Sequence[int], encoder: Sequence[str], kind: type[Probe] = Probe, **more: Any):
+def probe_of(
+    layers: Sequence[int], encoder: Sequence[str], kind: type[Probe] = Probe, **more: Any
+) -> Probe:
     """A probe that reads all `LLM_SCORES` before each of the layers, and some `ENCODER_SCORES`."""
 
     def llm(view: DecoderView) -> dict[str, Tensor]:
@@ -186,3 +204,46 @@ def first_identity(sample: SampleTrace, picture: int = 0) -> np.ndarray:
     stage = next(s for s in sample.stages if s.picture == picture)
     identity = stage.identity.cpu().numpy()
     return identity[identity >= 0]
+
+
+def score_measures(score: Scored) -> dict[str, tuple[float, float]]:
+    """A score along the sequence and over the picture, each beside what no bias would give.
+
+    first_last_ratio: `stats.first_to_last`; token_ratio: first token over last; position_rank: rank
+    correlation with the place in the sequence, above 0 for late; uniform_r: Pearson's r of the
+    curve by position with that of the visual score under uniform attention; centre_y, centre_x.
+    """
+    order = np.arange(len(score.values), dtype=np.float64)
+    measures = {
+        "first_last_ratio": (stats.first_to_last(score.values), 1.0),
+        "token_ratio": (stats.end_to_end(score.values), 1.0),
+        "position_rank": (stats.correlation(stats.ranks(score.values), order), 0.0),
+    }
+    if score.even is not None:
+        curves = stats.binned(score.values, BINS), stats.binned(score.even, BINS)
+        measures["uniform_r"] = stats.correlation(*curves), 0.0
+    even = stats.centre_of_mass(score.places)
+    found = stats.centre_of_mass(score.places, score.values)
+    return measures | {
+        "centre_y": (found[0], even[0]),
+        "centre_x": (found[1], even[1]),
+    }
+
+
+def place_measures(
+    places: np.ndarray, kept: np.ndarray, prefix: str
+) -> dict[str, tuple[float, float]]:
+    """Centre of mass of the kept tokens, and the share of them in the picture's lower half."""
+    even = stats.centre_of_mass(places)
+    found = stats.centre_of_mass(places[kept])
+    return {
+        f"{prefix}centre_y": (found[0], even[0]),
+        f"{prefix}centre_x": (found[1], even[1]),
+        f"{prefix}lower_half": (share_below(places[kept]), share_below(places)),
+    }
+
+
+def share_below(places: np.ndarray) -> float:
+    """Of the places that show a part of the picture, the share in its lower half."""
+    shown = places[is_patch(places)]
+    return float((shown[:, 0] > 0.5).mean()) if len(shown) else float("nan")

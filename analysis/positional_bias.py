@@ -22,6 +22,7 @@ from analysis import report
 from analysis.cli import add_flags, finish, layer_list, parts, setting_from
 from analysis.position_parts import PositionalBias, refuse
 from analysis.position_plots import plot, plot_methods
+from analysis.scores import SCORE_NAMES
 from analysis.setting import Setting
 from llava.eval.errors import EvalError, run_main
 
@@ -57,7 +58,9 @@ def compute(
         shuffles: random orders of each of these.
 
     Returns: a pandas table with `position_table.COLUMNS`; parts are "scores", "methods", "flip",
-        "grey" and "shuffle". Number names: see docs of `_of_score` and of the part's function.
+        "grey" and "shuffle". Measures are defined by `position_readings.score_measures` and
+        `place_measures` and by the parts, the methods of `PositionalBias`. What cannot be measured
+        here is told to `console`, and left out.
 
     Raises `EvalError`, before any compute, for layers, budgets and methods that there are not.
     """
@@ -95,22 +98,37 @@ def findings(table: Any) -> dict[str, float]:
 
 
 COLUMNS = {
-    "scores": (
-        "first_last_ratio", "position_rank", "uniform_r", "centre_y", "kept_centre_y",
-        "kept_lower_half", "recall", "precision",
-    ),
-    "methods": ("tokens", "merged", "kept_centre_y", "kept_lower_half", "recall", "precision"),
-    "flip": ("content_overlap", "place_overlap", "content_rank", "place_rank"),
-    "grey": ("first_last_ratio", "position_rank", "kept_centre_y", "kept_lower_half", "real_rank"),
-    "shuffle": ("place_share", "content_share", "patch_share"),
+    "scores": {
+        "first_last_ratio": "first / last", "position_rank": "r place", "uniform_r": "r even",
+        "kept_centre_y": "kept y", "kept_lower_half": "lower half", "lower_half_gap": "- truth",
+        "recall": "recall", "precision": "prec.",
+    },
+    "methods": {
+        "tokens": "kept", "merged": "merged", "kept_centre_y": "kept y",
+        "kept_lower_half": "lower half", "lower_half_gap": "- truth", "recall": "recall",
+        "precision": "prec.",
+    },
+    "flip": {
+        "content_overlap": "follows content", "place_overlap": "stays in place",
+        "content_rank": "r content", "place_rank": "r place",
+    },
+    "grey": {
+        "first_last_ratio": "first / last", "position_rank": "r place", "kept_centre_y": "kept y",
+        "kept_lower_half": "lower half", "real_rank": "r real picture",
+    },
+    "shuffle": {
+        "place_share": "place in sequence", "content_share": "content",
+        "patch_share": "of it: patch",
+    },
 }  # fmt: skip
-"""What is printed of each part."""
+"""What is printed of each part, and its heading."""
 TITLES = {
-    "scores": "Scores of the unpruned model",
-    "methods": "What methods keep (after their last stage)",
-    "flip": "Picture upside down",
+    "scores": "Scores of the unpruned model: first tenth of the sequence over last, rank "
+    "correlation with the place, correlation with uniform attention; the best tokens",
+    "methods": "What methods keep, after their last stage",
+    "flip": "Picture upside down: overlap of what is kept with its mirror image, and with itself",
     "grey": "Plain grey picture",
-    "shuffle": "Visual tokens in random orders",
+    "shuffle": "Visual tokens in random orders: shares of the variance of ranks",
 }
 
 
@@ -119,20 +137,19 @@ def show(table: Any) -> None:
     import pandas as pd
 
     numbers = table[table["at"] < 0]
+    nan = float("nan")
     for part, measures in COLUMNS.items():
         own = numbers[numbers["part"] == part]
         rows = []
         for (name, layer), group in own.groupby(["name", "layer"], sort=False):
             means = group.set_index("measure")["mean"]
-            rows.append([name, layer, *(float(means.get(m, float("nan"))) for m in measures)])
+            said = SCORE_NAMES.get(name, name.replace(":", ", "))
+            rows.append([said, layer, *(float(means.get(m, nan)) for m in measures)])
         if rows:
             neutral = own.groupby("measure")["neutral"].mean()
-            rows.append(
-                ["no bias, or chance", "", *(float(neutral.get(m, float("nan"))) for m in measures)]
-            )
-            printed = pd.DataFrame(
-                rows, columns=["score" if part != "methods" else "method", "layer", *measures]
-            )
+            chance = [float(neutral.get(m, nan)) for m in measures]
+            rows.append(["no bias, or chance", "", *chance])
+            printed = pd.DataFrame(rows, columns=["", "layer", *measures.values()])
             report.show(printed, TITLES[part])
 
 

@@ -145,6 +145,8 @@ def test_a_score_that_knows_the_truth_finds_it(planted, setting):
         assert found[f"scores/truth/kept_centre_{axis}"] == pytest.approx(
             found[f"scores/true@tower/centre_{axis}"]
         )
+    gap = found["scores/late@tower/kept_lower_half"] - found["scores/truth/kept_lower_half"]
+    assert found["scores/late@tower/lower_half_gap"] == pytest.approx(gap)
     by_row = planted[(planted["name"] == "truth") & (planted["measure"] == "kept_by_row")]
     score = planted[(planted["name"] == "true") & (planted["measure"] == "by_row")]
     assert by_row["mean"].to_numpy() == pytest.approx(score["mean"].to_numpy())
@@ -266,8 +268,7 @@ def test_a_tower_without_cls_and_pictures_without_truth(setting, tmp_path):
 
 def test_any_resolution_pictures(tmp_path):
     data = "playground/data/eval_anyres/textvqa"
-    tiles = open_setting("checkpoints/pocket-llava-next", data=data, limit=12, batch_size=2)
-    tiles = dataclasses.replace(tiles, cases=tiles.cases[:1])
+    tiles = open_setting("checkpoints/pocket-llava-next", data=data, limit=1, dtype="bfloat16")
     said = []
     table = compute(
         tiles, layers=(8,), methods=("fastv", "visiondrop"), controls=1, console=said.append
@@ -292,7 +293,7 @@ def test_any_resolution_pictures(tmp_path):
 
 def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     flags = ["--limit", "12", "--layers", "2,8", "--methods", "fastv,uniform", "--controls", "2"]
-    argv = [*flags, "--shuffles", "2", "--batch-size", "2", "--name", "figure3"]
+    argv = [*flags, "--shuffles", "2", "--dtype", "bfloat16", "--name", "figure3"]
     assert positional_bias.main([*argv, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "Picture upside down" in printed and "no bias" in printed
@@ -301,7 +302,7 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     facts = json.loads((tmp_path / "figure3.json").read_text())
     assert facts["layers"] == [2, 8] and facts["questions_read"] == 2
-    assert "position embeddings" in facts["note"] and facts["dtype"] == "float32"
+    assert "position embeddings" in facts["note"] and facts["dtype"] == "bfloat16"
     table = pd.read_csv(tmp_path / "figure3.csv")
     assert {"scores", "methods", "flip", "grey", "shuffle"} == set(table["part"])
 
