@@ -42,7 +42,8 @@ def plot(table: Any, stem: Path, grid: tuple[int, int] = (24, 24), layer: int | 
         _curves(curve, scores, chosen)
         _halves(halves, scores, layers)
         lines = [axis.get_legend_handles_labels() for axis in (curve, halves)]
-        handles, labels = (sum(both, []) for both in zip(*lines, strict=True))
+        handles = [handle for own, _ in lines for handle in own]
+        labels = [label for _, own in lines for label in own]
         right.legend(handles, labels, loc="outside upper center", ncols=2)
         return plots.save(drawn, stem)
 
@@ -133,7 +134,8 @@ def plot_methods(table: Any, stem: Path) -> list[Path]:
     """Retention by row of the picture for each method, beside the share kept in its lower half."""
     methods = table[table["part"] == "methods"]
     names = list(dict.fromkeys(methods["name"]))
-    rows = [_profile(methods, name, "", "kept_by_row") for name in names]
+    found = [_profile(methods, name, "", "kept_by_row") for name in names]
+    rows = [row for row in found if row is not None]
     low = methods[methods["measure"] == "kept_lower_half"].set_index("name").loc[names]
     scores = table[table["part"] == "scores"]
     true = _profile(scores, "truth", "", "kept_by_row")

@@ -161,7 +161,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return np.asarray(rankdata(values, axis=-1, nan_policy="omit"), dtype=np.float64)
 
 
-def mean_with_others(rows: np.ndarray, groups: Sequence[int]) -> np.ndarray:
+def mean_with_others(rows: np.ndarray, groups: Sequence[int] | np.ndarray) -> np.ndarray:
     """[r], the mean correlation of each of r rows [r, n] with all rows of other groups.
 
     Where a row is the sum of a common profile, something of its own, and noise, all independent,

@@ -81,11 +81,13 @@ def compute(
 
 def _layers(setting: Setting, layers: Sequence[int] | None) -> tuple[int, ...]:
     depth = setting.layers
-    if layers is None:
-        layers = {min(1, depth - 1), depth // 4, depth // 2, 3 * depth // 4, depth - 1}
-    if wrong := [layer for layer in layers if not 0 <= layer < depth]:
+    default = (min(1, depth - 1), depth // 4, depth // 2, 3 * depth // 4, depth - 1)
+    chosen = sorted(set(default if layers is None else layers))
+    if wrong := [layer for layer in chosen if not 0 <= layer < depth]:
         raise EvalError(f"--layers {wrong[0]}: this decoder has layers 0 to {depth - 1}")
-    return tuple(sorted(set(layers)))
+    if not chosen:
+        raise EvalError("--layers: no layer given; name one or more, as in 1,4,8")
+    return tuple(chosen)
 
 
 def findings(table: Any) -> dict[str, float]:
