@@ -101,21 +101,19 @@ def findings(table: Any) -> dict[str, float]:
 
 COLUMNS = {
     "scores": {
-        "first_last_ratio": "first / last", "position_rank": "r place", "uniform_r": "r even",
-        "kept_centre_y": "kept y", "kept_lower_half": "lower half", "lower_half_gap": "- truth",
-        "recall": "recall", "precision": "prec.",
+        "first_last_ratio": "first /last", "position_rank": "r place", "uniform_r": "r even",
+        "kept_lower_half": "lower half", "lower_half_gap": "- truth", "recall": "recall",
     },
     "methods": {
-        "tokens": "kept", "merged": "merged", "kept_centre_y": "kept y",
-        "kept_lower_half": "lower half", "lower_half_gap": "- truth", "recall": "recall",
-        "precision": "prec.",
+        "tokens": "kept", "merged": "merged", "kept_lower_half": "lower half",
+        "lower_half_gap": "- truth", "recall": "recall", "precision": "prec.",
     },
     "flip": {
         "content_overlap": "follows content", "place_overlap": "stays in place",
         "content_rank": "r content", "place_rank": "r place",
     },
     "grey": {
-        "first_last_ratio": "first / last", "position_rank": "r place", "kept_centre_y": "kept y",
+        "first_last_ratio": "first /last", "position_rank": "r place",
         "kept_lower_half": "lower half", "real_rank": "r real picture",
     },
     "shuffle": {
@@ -152,7 +150,9 @@ def show(table: Any) -> None:
             chance = [float(neutral.get(m, nan)) for m in measures]
             rows.append(["no bias, or chance", "", *chance])
             printed = pd.DataFrame(rows, columns=["", "layer", *measures.values()])
-            report.show(printed, TITLES[part])
+            if part == "methods":
+                del printed["layer"]
+            report.show(printed, TITLES[part], digits=2)
 
 
 def main(argv: list[str] | None = None) -> int:
