@@ -192,11 +192,12 @@ def _join(axis: Any, stage: Stage, places: Mapping[str, Place], tints: Mapping[i
     axis.add_collection(LineCollection(lines, colors=colors, linewidths=thin, alpha=0.6, zorder=1))
 
 
-def legend(drawn: Any, region: bool, merging: bool) -> None:
+def legend(drawn: Any, region: bool, merging: bool, note: str | None = None) -> None:
     """What the shades mean, below a figure.
 
     Args:
         region: whether a region was outlined; merging: whether anything was absorbed.
+        note: a line above it.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch as Swatch
@@ -219,4 +220,7 @@ def legend(drawn: Any, region: bool, merging: bool) -> None:
         entries.append(
             Swatch(facecolor="white", edgecolor="black", linewidth=1.2, label="what is asked for")
         )
-    drawn.legend(handles=entries, loc="outside lower center", ncols=len(entries), handlelength=1.2)
+    drawn.legend(
+        handles=entries, loc="outside lower center", ncols=len(entries), handlelength=1.2,
+        title=note, title_fontsize=7, columnspacing=1.2,
+    )  # fmt: skip

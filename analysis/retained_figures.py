@@ -89,7 +89,7 @@ def grid_figure(looks: Sequence[Asked], planned: Sequence[Planned], stem: Path) 
     shapes = [panel_size(list(o.boxes), o.shown.image.size) for o in firsts.values()]
     lines = 0.17 + 0.22 * any(CROPS in one.boxes for one in looks)
     heights = [0.35 + rows * (lines + side * min(2.0, h / w)) for w, h in shapes]
-    size = (max(plots.COLUMN, side * columns + 0.2 * blocks), sum(heights) + 0.3)
+    size = (max(plots.COLUMN, side * columns + 0.2 * blocks), sum(heights) + 0.45)
     with plots.figure(1, 1, figsize=size) as (drawn, only):
         only.remove()
         parts = drawn.subfigures(len(pictures), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -110,7 +110,10 @@ def grid_figure(looks: Sequence[Asked], planned: Sequence[Planned], stem: Path) 
                         axis.set_axis_off()
                     continue
                 _row(line, labels[place], budgets, own, planned, shape, row == 0)
-        legend(drawn, any(o.shown.squares for o in looks), merges_at_end(looks))
+        region = any(o.shown.squares for o in looks)
+        note = "below each: visual tokens after the last stage"
+        note += ", and how much of what is asked for is kept" * region
+        legend(drawn, region, merges_at_end(looks), note)
         return plots.save(drawn, stem)
 
 

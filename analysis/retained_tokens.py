@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,9 @@ def compute(
 def patches(looks: Sequence[Asked], every_stage: bool = True) -> Any:
     """A pandas table with a row for each patch that was not dropped.
 
-    Columns: picture, question, method, tokens, stage, patch (its id), view, fate ("kept",
-    "contextual", "absorbed"), to (id of the token that stands for it).
+    Columns: picture (with the question where several are about one), method, tokens, stage, patch
+    (its id), view, fate ("kept", "contextual", "absorbed"), to (id of the token that stands for
+    it).
 
     Args:
         every_stage: false for the last alone.
@@ -88,16 +90,20 @@ def patches(looks: Sequence[Asked], every_stage: bool = True) -> Any:
     import pandas as pd
 
     rows = []
+    asked = {(one.shown.case.picture, one.shown.case.question) for one in looks}
+    times = Counter(picture for picture, _ in asked)
     for one in looks:
         case, planned = one.shown.case, one.planned
-        about = (case.picture, case.question, planned.label, planned.tokens)
+        several = times[case.picture] > 1
+        name = f"{case.picture}: {case.question}" if several else case.picture
+        about = (name, planned.label, planned.tokens)
         for stage in one.stages if every_stage else one.stages[-1:]:
             rows += [
                 (*about, stage.name, p.token, p.view, p.kind, p.to)
                 for p in stage.patches
                 if p.kind != "dropped"
             ]
-    columns = ["picture", "question", "method", "tokens", "stage", "patch", "view", "fate", "to"]
+    columns = ["picture", "method", "tokens", "stage", "patch", "view", "fate", "to"]
     return pd.DataFrame(rows, columns=columns).astype({"tokens": "Int64"})
 
 
@@ -153,8 +159,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--picture", default="", metavar="NAME,...",
         help="of the benchmark, or of the folder of --images; NAME:2 takes its second question",
     )  # fmt: skip
-    group.add_argument("--pictures", type=int, default=3, help="drawn without --picture (3)")
-    group.add_argument("--name", default="", help="of the files (that of the part)")
+    group.add_argument(
+        "--pictures", type=int, help="drawn without --picture (3 stage by stage, 1 in a grid)"
+    )
+    group.add_argument(
+        "--name", default="", help="of the first part's files; others add theirs (name of the part)"
+    )
     return parser
 
 
@@ -164,22 +174,23 @@ def main(argv: list[str] | None = None) -> int:
     wanted = [name for name in PARTS if getattr(args, name)] or ["stages", "grid"]
     methods = parse_methods(args.methods) if args.methods else None
     tokens = parse_numbers("--tokens", args.tokens) if args.tokens else None
-    if args.pictures < 1:
+    if args.pictures is not None and args.pictures < 1:
         raise EvalError(f"--pictures {args.pictures}: at least 1")
     names = [name.strip() for name in args.picture.split(",") if name.strip()]
     # Any picture can be named, and each gives one question: the limit counts pictures.
     args.limit, limit = None, args.limit
     setting = setting_from(args)
     setting.towers = TowerCache(TOWER_BYTES)
-    cases = pick_cases(setting, names, args.pictures)
+    cases = pick_cases(setting, names, args.pictures or 3)
     found: dict[str, Any] = {}
     figures: list[Path] = []
     about: dict[str, Any] = setting.describe()
     tiled = setting.geometry.crops
 
     def stem(part: str) -> str:
-        name = args.name or part
-        return name if len(wanted) == 1 or not args.name else f"{name}_{part}"
+        if not args.name:
+            return part
+        return args.name if part == wanted[0] else f"{args.name}_{part}"
 
     def draw(part: str) -> None:
         one = (TILED_ONE if tiled else ONE,)
@@ -187,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
         grid = part == "grid"
         budgets = tokens or (many if grid else one)
         labels = methods or (METHODS if grid else METHODS[:1])
-        some = cases if grid and names else cases[:1] if grid else cases
+        some = cases[:1] if grid and not names and args.pictures is None else cases
         looks, planned = compute(setting, labels, budgets if grid else budgets[:1], some)
         figures.extend(plot(looks, args.out / stem(part), planned if grid else None))
         found[stem(part)] = patches(looks, every_stage=not grid)

@@ -134,20 +134,20 @@ def test_stages_and_grid_are_written(tmp_path):
     flags = ["--methods", "visiondrop,fastv", "--tokens", "64,32", "--pictures", "2"]
     assert main([*flags, "--out", str(tmp_path), "--name", "f"]) == 0
     names = {path.name for path in tmp_path.iterdir()}
-    for part in ("f_stages", "f_grid"):
+    for part in ("f", "f_grid"):
         assert {f"{part}.{kind}" for kind in ("png", "pdf", "csv", "json")} <= names
         with Image.open(tmp_path / f"{part}.png") as image:
             assert image.width > 600 and np.asarray(image.convert("L")).std() > 20
         facts = json.loads((tmp_path / f"{part}.json").read_text())
         assert facts["dtype"] == "float32" and facts["batch_size"] and facts["versions"]
-    table = pd.read_csv(tmp_path / "f_stages.csv")
+    table = pd.read_csv(tmp_path / "f.csv")
     assert table["picture"].nunique() == 2 and set(table["method"]) == {"visiondrop", "fastv"}
     assert set(table["fate"]) == {"kept", "contextual", "absorbed"}
     stays = table["patch"] == table["to"]
     assert (stays == (table["fate"] != "absorbed")).all()
     facts = json.loads((tmp_path / "f_grid.json").read_text())["f_grid"]
     assert "least is 36.94" in facts["cannot be"]["fastv@32"]
-    assert len(facts["panels"]) == 3
+    assert len(facts["panels"]) == 6
 
 
 def test_a_photo_of_ones_own(tmp_path):
@@ -164,7 +164,7 @@ def test_a_photo_of_ones_own(tmp_path):
         main([*some, "--picture", "cat"])
     # What needs two pictures says so, and the rest goes on.
     assert main([*one, "--grid", "--agreement", "--name", "p"]) == 0
-    assert (out / "p_grid.png").exists() and not (out / "p_agreement.png").exists()
+    assert (out / "p.png").exists() and not (out / "p_agreement.png").exists()
     with pytest.raises(EvalError, match="two pictures or more"):
         main([*one, "--agreement"])
 
