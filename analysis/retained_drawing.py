@@ -202,7 +202,7 @@ def legend(drawn: Any, region: bool, merging: bool, note: str | None = None) -> 
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch as Swatch
 
-    box = {"edgecolor": "black", "linewidth": 0.6}
+    box: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
     entries: list[Any] = [Swatch(facecolor=SWATCHES["kept"], label="kept (the picture)", **box)]
     if merging:
         entries += [
