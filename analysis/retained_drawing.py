@@ -138,7 +138,7 @@ def draw_panel(
         right, bottom = x + scale * image.width, y + scale * image.height
         extent = (x, right, bottom, y)
         axis.imshow(painted(image, own), extent=extent, zorder=0)
-        if own is not None:
+        if own is not None and stage is not None and stage.links():
             # Lines pass below what was kept, which stays readable.
             axis.imshow(kept_alone(image, own), extent=extent, zorder=2)
         edges = [[(scale * u + x, scale * v + y) for u, v in e] for e in outline_edges(squares)]
