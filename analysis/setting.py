@@ -53,6 +53,8 @@ class Case:
             where nobody knows.
         named: those of them that the question's words name; None where nobody knows.
         answer: the right one, "" where unknown.
+        grid: (rows, columns) of squares on which `region` and `named` are numbered; None where
+            nobody knows.
     """
 
     sample: Sample
@@ -61,6 +63,7 @@ class Case:
     region: tuple[int, ...] | None = None
     named: tuple[int, ...] | None = None
     answer: str = ""
+    grid: tuple[int, int] | None = None
 
     @property
     def picture(self) -> str:
@@ -345,6 +348,6 @@ def _case(sample: Sample, entry: Mapping[str, Any] | None) -> Case:
         return Case(sample, question)
     region = tuple(entry["region"])
     named = tuple(named_of(entry))
-    return Case(
-        sample, question, str(entry.get("type", "")), region, named, str(entry.get("answer", ""))
-    )
+    kind, answer = str(entry.get("type", "")), str(entry.get("answer", ""))
+    grid = tuple(entry["grid"]) if "grid" in entry else None
+    return Case(sample, question, kind, region, named, answer, grid)
