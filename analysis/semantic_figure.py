@@ -1,0 +1,180 @@
+"""Figure 4: two questions on one picture, and what that looks like over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import plots
+from analysis.panels import Panel, draw_picture, outline_region, panels, show_panel
+from analysis.probe import Probe
+from analysis.scores import SCORE_NAMES, last_text
+from analysis.semantic_tables import pairs_of
+from analysis.semantic_walk import SCORES, Seen
+from analysis.setting import Case, Setting, Unknown
+from llava.eval.errors import EvalError
+
+__all__ = ["Example", "choose_pair", "example", "plot"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture with two questions.
+
+    Attributes:
+        cases: the two; image: the picture as the maps lie over it.
+        layers: whose maps are shown.
+        maps: [2][len(layers)], attention of the last text token over the picture.
+    """
+
+    cases: tuple[Case, Case]
+    image: Any
+    layers: tuple[int, ...]
+    maps: list[list[Panel]]
+
+
+def choose_pair(seen: Sequence[Seen], picture: str | None) -> tuple[Case, Case]:
+    """The two questions on a picture whose regions lie farthest from each other; of the first
+    picture that has two with regions apart, unless one is named.
+
+    Raises `EvalError` for a name that no picture has, `Unknown` where nothing can be chosen.
+    """
+    names = list(dict.fromkeys(s.case.picture for s in seen))
+    if picture is not None and picture not in names:
+        raise EvalError(f"no question is about {picture!r}; there are {', '.join(names[:6])} ...")
+    for name in names if picture is None else [picture]:
+        own = [s for s in seen if s.case.picture == name]
+        pairs = [
+            (a.case, b.case)
+            for a, b in pairs_of(own)
+            if a.case.region and b.case.region and not set(a.case.region) & set(b.case.region)
+        ]
+        if pairs:
+            return max(pairs, key=_distance)
+    raise Unknown("no picture here has two questions about regions that lie apart")
+
+
+def _distance(pair: tuple[Case, Case]) -> float:
+    middles = []
+    for case in pair:
+        assert case.region is not None
+        columns = case.grid[1] if case.grid else 24
+        middles.append(np.mean([divmod(p, columns) for p in case.region], 0))
+    return float(np.linalg.norm(middles[0] - middles[1]))
+
+
+def example(setting: Setting, cases: tuple[Case, Case], layers: Sequence[int]) -> Example:
+    """Read both prompts at some layers."""
+    probe = Probe(tuple(layers), lambda view: {"last_text": last_text(view)})
+    maps = []
+    for look in setting.walk(probe, cases, label="two questions"):
+        grid = setting.geometry.grid
+        found = (panels(r.identity, r.values["last_text"], look.trace, grid) for r in look.readings)
+        maps.append([own[-1] for own in found])  # of several tiles, the crops
+    return Example(cases, setting.image(cases[0]), tuple(layers), maps)
+
+
+def plot(table: pd.DataFrame, stem: Path, shown: Example | None = None) -> list[Path]:
+    """The maps of an example above what the table says by layer."""
+    heights = [1.3, 1.3, 2.5] if shown else [2.5]
+    columns = 3 * 4 * 5  # three panels below, up to five above
+    with plots.figure(figsize=(plots.PAGE, sum(heights) + 0.2)) as (drawn, first):
+        first.remove()
+        spec = drawn.add_gridspec(len(heights), columns, height_ratios=heights)
+        if shown:
+            _maps(drawn, spec, shown, columns)
+        axes = [drawn.add_subplot(spec[-1, i * 20 : i * 20 + 20]) for i in range(3)]
+        _found(axes[0], table)
+        _same(axes[1], table)
+        _mixing(axes[2], table)
+        for axis in axes:
+            axis.set_xlabel("decoder layer")
+        return plots.save(drawn, stem)
+
+
+def _maps(drawn: Any, spec: Any, shown: Example, columns: int) -> None:
+    each = columns // (len(shown.layers) + 1)
+    for row, case in enumerate(shown.cases):
+        axis = drawn.add_subplot(spec[row, :each])
+        draw_picture(axis, shown.image)
+        outline_region(axis, case, shown.image.size, color="white", linewidth=1.8)
+        outline_region(axis, case, shown.image.size, linewidth=0.8)
+        axis.set_ylabel(plots.fold_text(case.question, 20), fontsize=7)
+        for i, (layer, panel) in enumerate(zip(shown.layers, shown.maps[row])):
+            axis = drawn.add_subplot(spec[row, (i + 1) * each : (i + 2) * each])
+            show_panel(axis, panel, shown.image.size)
+            outline_region(axis, case, shown.image.size)
+            if row == 0:
+                axis.set_title(f"layer {layer}")
+
+
+def _line(axis: Any, table: pd.DataFrame, name: str, label: str) -> None:
+    if not len(table):
+        return
+    look = plots.look_of(name)
+    x = table["layer"].to_numpy(float)
+    axis.plot(x, table["mean"], color=look.color, marker=look.marker, ls=look.dash, label=label)
+    axis.fill_between(x, table["low"], table["high"], color=look.color, alpha=0.15, lw=0)
+
+
+def _level(axis: Any, table: pd.DataFrame, name: str, label: str) -> None:
+    look = plots.look_of(name)
+    for value in table["mean"]:
+        axis.axhline(value, color=look.color, ls=look.dash, lw=1, label=label)
+
+
+def _where(table: pd.DataFrame, **equal: Any) -> pd.DataFrame:
+    for column, value in equal.items():
+        table = table[table[column] == value]
+    return table
+
+
+def _found(axis: Any, table: pd.DataFrame) -> None:
+    area = _where(table, part="overlap", measure="auc", kind="all")
+    for score in SCORES:
+        _line(axis, _where(area, score=score), score, SCORE_NAMES[score])
+    _level(axis, _where(area, score="cls"), "cls", "CLS (tower)")
+    _level(axis, _where(area, score="random"), "random", "random")
+    axis.set(title="finds what is asked for", ylabel="area under ROC curve", ylim=(0.3, 1.02))
+    _legend(axis)
+
+
+def _same(axis: Any, table: pd.DataFrame) -> None:
+    same = _where(table, part="questions", measure="same")
+    kind = "apart" if (same["kind"] == "apart").any() else "all"
+    same = _where(same, kind=kind)
+    for score in SCORES[:3]:
+        _line(axis, _where(same, score=score), score, SCORE_NAMES[score])
+    _level(axis, _where(same, score="random"), "random", "random")
+    axis.set(title="same tokens for another question", ylabel="overlap (IoU)", ylim=(0, 1.05))
+    _legend(axis)
+
+
+_MIXING = {
+    ("cka", "asked", "text"): ("visual_corrected", "CKA: asked patches, text"),
+    ("cka", "rest", "text"): ("visual_no_mask", "CKA: other patches, text"),
+    ("moved", "grey", "last"): ("last_text", "last token: moved by picture"),
+    ("reader", "object", ""): ("cls", "read: shows an object"),
+    ("reader", "asked", ""): ("patches", "read: is asked for"),
+    ("reader", "asked_with_text", ""): ("all_text", "the same, with question"),
+}
+
+
+def _mixing(axis: Any, table: pd.DataFrame) -> None:
+    mixing = _where(table, part="mixing")
+    for (measure, score, kind), (look, label) in _MIXING.items():
+        _line(axis, _where(mixing, measure=measure, score=score, kind=kind), look, label)
+    axis.set(title="text and picture in the states", ylim=(-0.12, 1.05))
+    _legend(axis)
+
+
+def _legend(axis: Any) -> None:
+    if axis.get_legend_handles_labels()[1]:
+        axis.legend(
+            loc="upper center", bbox_to_anchor=(0.45, -0.3), handlelength=2.4, labelspacing=0.25
+        )
