@@ -38,9 +38,10 @@ def plot(
         kinds = [p.name for p in panels(maps.identity, maps.identity, maps.trace, maps.grid)]
         rows += [(maps, image, name) for name in (kinds if thumbnails else kinds[-1:])]
     size = min(1.4, plots.PAGE / (1 + len(shown)))
+    heights = [size * min(1.6, image.size[1] / image.size[0]) + 0.35 for _, image, _ in rows]
     with plots.figure(
-        len(rows), 1 + len(shown), squeeze=False,
-        figsize=(size * (1 + len(shown)), (size + 0.35) * len(rows) + 0.4),
+        len(rows), 1 + len(shown), squeeze=False, gridspec_kw={"height_ratios": heights},
+        figsize=(size * (1 + len(shown)), sum(heights) + 0.4),
     ) as (drawn, axes):  # fmt: skip
         for r, (maps, image, name) in enumerate(rows):
             draw_picture(axes[r, 0], image)
@@ -52,6 +53,6 @@ def plot(
                 show_panel(axis, next(p for p in drawn_over if p.name == name), image.size)
                 outline_region(axis, maps.case, image.size)
                 if r == 0:
-                    head = "" if maps.heads[j] == "mean" else f", head {maps.heads[j]}"
+                    head = "" if maps.heads[j] == "mean" else f"\nhead {maps.heads[j]}"
                     axis.set_title(f"{TITLES[kind]}\nlayer {maps.layers[i]}{head}", fontsize=7)
         return plots.save(drawn, stem)

@@ -159,9 +159,9 @@ _MIXING = {
     ("cka", "asked", "text"): ("visual_corrected", "CKA: asked patches, text"),
     ("cka", "rest", "text"): ("visual_no_mask", "CKA: other patches, text"),
     ("moved", "grey", "last"): ("last_text", "last token: moved by picture"),
-    ("reader", "object", ""): ("cls", "read: shows an object"),
-    ("reader", "asked", ""): ("patches", "read: is asked for"),
-    ("reader", "asked_with_text", ""): ("all_text", "the same, with question"),
+    ("reader", "object", "all"): ("cls", "read: shows an object"),
+    ("reader", "asked", "all"): ("patches", "read: is asked for"),
+    ("reader", "asked_with_text", "all"): ("all_text", "the same, with question"),
 }
 
 

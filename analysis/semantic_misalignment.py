@@ -90,7 +90,7 @@ def findings(table: pd.DataFrame) -> dict[str, float]:
         for end in ("mean", "low", "high") if len(rows) == 1 else ():
             out[name if end == "mean" else f"{name}_{end}"] = float(rows[end].iloc[0])
 
-    every = table[table["kind"].isin(["all", "apart", "text", "last", ""])]
+    every = table[table["kind"].isin(["all", "apart", "text", "last"])]
     for score in SCORES:
         own = every[(every["score"] == score) & (every["measure"] == "auc")]
         by_layer = own[own["part"] == "overlap"]
@@ -109,7 +109,7 @@ def findings(table: pd.DataFrame) -> dict[str, float]:
     mean("same_random", same[same["score"] == "random"])
     mixing = table[table["part"] == "mixing"]
     for (measure, score, kind), rows in mixing.groupby(["measure", "score", "kind"]):
-        name = "_".join(word for word in (measure, score, kind) if word)
+        name = "_".join(word for word in (measure, score, kind) if word != "all")
         mean(f"{name}_first", rows.head(1))
         mean(f"{name}_final", rows.tail(1))
         if rows["mean"].notna().any():
@@ -133,7 +133,7 @@ def _summary(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
             wide.append((title, _by_layer(rows, "score")))
     rows = table[table["part"] == "mixing"]
     if len(rows):
-        named = rows.assign(what=rows["measure"] + " " + rows["score"] + " " + rows["kind"])
+        named = rows.assign(what=rows["measure"] + "\n" + rows["score"] + "\n" + rows["kind"])
         wide.append(("Text and picture in the states", _by_layer(named, "what")))
     return wide
 

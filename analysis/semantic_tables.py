@@ -55,7 +55,8 @@ def overlap_table(seen: Sequence[Seen], layers: Sequence[int], tokens: int) -> p
     """How well scores find what questions ask for, by layer, over all and by kind of question.
 
     Scores beside those of layers: "cls" of the vision tower and "random", both without a layer.
-    Rows "late_minus_early" are the mean over the last third of the layers less that over the first
+    Rows "text_minus_visual" are text scores less "visual_corrected", paired; rows
+    "late_minus_early" the mean over the last third of the layers less that over the first
     third, paired. `Unknown` where no region is known.
     """
     known, measures = _known(seen), names(tokens)
@@ -82,6 +83,9 @@ def overlap_table(seen: Sequence[Seen], layers: Sequence[int], tokens: int) -> p
         if all(s.encoder is not None for s in known):
             cls = np.stack([s.encoder for s in known])  # type: ignore[misc]
             add("overlap", [(None, "cls")], cls[:, None], kind)
+    text, corrected = layers_found[:, :, :2], layers_found[:, :, 3:]
+    lead = (text - corrected).reshape(len(known), -1, len(measures))
+    add("text_minus_visual", [(layer, s) for layer in layers for s in SCORES[:2]], lead, "all")
     add("late_minus_early", [(None, score) for score in SCORES], trend, "all")
     return _table(rows)
 
@@ -241,5 +245,5 @@ def _readers(seen: Sequence[Seen], layers: Sequence[int], seed: int) -> list[tup
                 list(areas.values()), [pictures[q] for q in areas], resamples=RESAMPLES
             )
             ends = (found.difference, found.low, found.high, found.n, found.clusters)
-            rows.append(("mixing", "reader", layer, name, "", *ends))
+            rows.append(("mixing", "reader", layer, name, "all", *ends))
     return rows

@@ -8,7 +8,7 @@ orthonormal directions (seeded), which keeps angles and what is linear in them u
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,12 +20,10 @@ from analysis.overlap import overlap, top
 from analysis.probe import Probe
 from analysis.scores import ENCODER_SCORES, LLM_SCORES
 from analysis.setting import Case, Look, Setting, Unknown
-from llava.eval.errors import EvalError
-from llava.eval.truth import OBJECTS, Objects, read_objects
 from visiondrop.scoring import uniform_column_mean
 from visiondrop.views import DecoderView, EncoderView
 
-__all__ = ["ASKED", "BACKGROUND", "OBJECT", "SCORES", "Seen", "objects_of", "see", "text_states"]
+__all__ = ["ASKED", "BACKGROUND", "OBJECT", "SCORES", "Seen", "see", "text_states"]
 
 SCORES = ("last_text", "all_text", "visual", "visual_corrected")
 BACKGROUND, OBJECT, ASKED = 0, 1, 2
@@ -106,17 +104,6 @@ def read_states(view: DecoderView, project: Directions) -> dict[str, Tensor]:
     }
 
 
-def objects_of(setting: Setting) -> dict[str, Objects]:
-    """What the bundled pictures show. `Unknown` for others."""
-    if setting.benchmark is None:
-        raise Unknown("nobody knows what these pictures show")
-    files = setting.benchmark[1]
-    try:
-        return read_objects((files.types or files.questions).with_name(OBJECTS))
-    except EvalError as error:
-        raise Unknown(str(error)) from None
-
-
 def see(
     setting: Setting,
     layers: Sequence[int],
@@ -131,16 +118,10 @@ def see(
         tokens: size of the top sets; each: tokens of each role whose states are kept.
     """
     project = Directions(seed)
-    encoder = None
-    if setting.geometry.has_cls:
-        encoder = lambda view: _read_encoder(view)  # noqa: E731
+    encoder = _read_encoder if setting.geometry.has_cls else None
     probe = Probe(tuple(layers), lambda v: read_scores(v) | read_states(v, project), encoder)
-    try:
-        objects: Mapping[str, Objects] = objects_of(setting)
-    except Unknown:
-        objects = {}
     return [
-        _reduce(look, setting.geometry.grid, layers, tokens, each, seed, objects)
+        _reduce(look, setting, layers, tokens, each, seed)
         for look in setting.walk(probe, cases, label="text and picture")
     ]
 
@@ -150,16 +131,10 @@ def _read_encoder(view: EncoderView) -> dict[str, Tensor]:
 
 
 def _reduce(
-    look: Look,
-    grid: tuple[int, int],
-    layers: Sequence[int],
-    tokens: int,
-    each: int,
-    seed: int,
-    objects: Mapping[str, Objects],
+    look: Look, setting: Setting, layers: Sequence[int], tokens: int, each: int, seed: int
 ) -> Seen:
     case, readings = look.case, [look.at(layer) for layer in layers]
-    shown = Tokens.of(readings[0].identity, look.trace, grid)
+    shown = Tokens.of(readings[0].identity, look.trace, setting.geometry.grid)
     at = shown.places
     scores = np.stack([[r.values[name][at] for name in SCORES] for r in readings])
     pooled = {
@@ -183,10 +158,13 @@ def _reduce(
     pooled["asked"] = states[:, asked].mean(1)
     pooled["rest"] = states[:, ~asked].mean(1)
     roles = np.where(asked, ASKED, BACKGROUND)
-    if case.picture in objects:
-        known = objects[case.picture]
-        squares = {p for thing in known.objects for p in thing.patches}
-        roles[~asked & shown.showing(sorted(squares), known.grid)] = OBJECT
+    try:
+        known = setting.objects(case)
+    except Unknown:
+        pass  # then no reader learns what an object is
+    else:
+        squares = sorted({p for thing in known.objects for p in thing.patches})
+        roles[~asked & shown.showing(squares, known.grid)] = OBJECT
     rng = np.random.default_rng([seed, zlib.crc32(case.sample.key.encode())])
     kept = np.concatenate(
         [rng.permutation(np.flatnonzero(roles == role))[:each] for role in range(3)]
