@@ -81,14 +81,13 @@ def example(setting: Setting, cases: tuple[Case, Case], layers: Sequence[int]) -
 
 def plot(table: pd.DataFrame, stem: Path, shown: Example | None = None) -> list[Path]:
     """The maps of an example above what the table says by layer."""
-    heights = [1.3, 1.3, 2.5] if shown else [2.5]
-    columns = 3 * 4 * 5  # three panels below, up to five above
-    with plots.figure(figsize=(plots.PAGE, sum(heights) + 0.2)) as (drawn, first):
+    heights = [2.7, 2.6] if shown else [2.6]
+    with plots.figure(figsize=(plots.PAGE, sum(heights))) as (drawn, first):
         first.remove()
-        spec = drawn.add_gridspec(len(heights), columns, height_ratios=heights)
+        parts = drawn.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         if shown:
-            _maps(drawn, spec, shown, columns)
-        axes = [drawn.add_subplot(spec[-1, i * 20 : i * 20 + 20]) for i in range(3)]
+            _maps(parts[0].subplots(2, 1 + len(shown.layers)), shown)
+        axes = parts[-1].subplots(1, 3)
         _found(axes[0], table)
         _same(axes[1], table)
         _mixing(axes[2], table)
@@ -97,20 +96,17 @@ def plot(table: pd.DataFrame, stem: Path, shown: Example | None = None) -> list[
         return plots.save(drawn, stem)
 
 
-def _maps(drawn: Any, spec: Any, shown: Example, columns: int) -> None:
-    each = columns // (len(shown.layers) + 1)
-    for row, case in enumerate(shown.cases):
-        axis = drawn.add_subplot(spec[row, :each])
-        draw_picture(axis, shown.image)
-        outline_region(axis, case, shown.image.size, color="white", linewidth=1.8)
-        outline_region(axis, case, shown.image.size, linewidth=0.8)
-        axis.set_ylabel(plots.fold_text(case.question, 20), fontsize=7)
-        for i, (layer, panel) in enumerate(zip(shown.layers, shown.maps[row])):
-            axis = drawn.add_subplot(spec[row, (i + 1) * each : (i + 2) * each])
+def _maps(axes: Any, shown: Example) -> None:
+    for row, case, maps in zip(axes, shown.cases, shown.maps):
+        draw_picture(row[0], shown.image)
+        outline_region(row[0], case, shown.image.size, color="white", linewidth=1.8)
+        outline_region(row[0], case, shown.image.size, linewidth=0.8)
+        row[0].set_ylabel(plots.fold_text(case.question, 20), fontsize=7)
+        for axis, panel in zip(row[1:], maps):
             show_panel(axis, panel, shown.image.size)
             outline_region(axis, case, shown.image.size)
-            if row == 0:
-                axis.set_title(f"layer {layer}")
+    for axis, layer in zip(axes[0, 1:], shown.layers):
+        axis.set_title(f"layer {layer}")
 
 
 def _line(axis: Any, table: pd.DataFrame, name: str, label: str) -> None:
@@ -151,16 +147,16 @@ def _same(axis: Any, table: pd.DataFrame) -> None:
     for score in SCORES[:3]:
         _line(axis, _where(same, score=score), score, SCORE_NAMES[score])
     _level(axis, _where(same, score="random"), "random", "random")
-    axis.set(title="same tokens for another question", ylabel="overlap (IoU)", ylim=(0, 1.05))
+    axis.set(title="same for another question", ylabel="overlap (IoU)", ylim=(0, 1.05))
     _legend(axis)
 
 
 _MIXING = {
     ("cka", "asked", "text"): ("visual_corrected", "CKA: asked patches, text"),
     ("cka", "rest", "text"): ("visual_no_mask", "CKA: other patches, text"),
-    ("moved", "grey", "last"): ("last_text", "last token: moved by picture"),
-    ("reader", "object", "all"): ("cls", "read: shows an object"),
-    ("reader", "asked", "all"): ("patches", "read: is asked for"),
+    ("moved", "grey", "last"): ("last_text", "last token, moved by picture"),
+    ("reader", "object", "all"): ("cls", "ROC area: shows an object"),
+    ("reader", "asked", "all"): ("patches", "ROC area: is asked for"),
     ("reader", "asked_with_text", "all"): ("all_text", "the same, with question"),
 }
 
@@ -169,12 +165,12 @@ def _mixing(axis: Any, table: pd.DataFrame) -> None:
     mixing = _where(table, part="mixing")
     for (measure, score, kind), (look, label) in _MIXING.items():
         _line(axis, _where(mixing, measure=measure, score=score, kind=kind), look, label)
-    axis.set(title="text and picture in the states", ylim=(-0.12, 1.05))
+    axis.set(title="text and picture in states", ylim=(-0.12, 1.05))
     _legend(axis)
 
 
 def _legend(axis: Any) -> None:
     if axis.get_legend_handles_labels()[1]:
         axis.legend(
-            loc="upper center", bbox_to_anchor=(0.45, -0.3), handlelength=2.4, labelspacing=0.25
+            loc="upper center", bbox_to_anchor=(0.45, -0.28), handlelength=2.4, labelspacing=0.25
         )

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis import report
@@ -115,7 +116,7 @@ def findings(table: pd.DataFrame) -> dict[str, float]:
         if rows["mean"].notna().any():
             best = rows.loc[rows["mean"].idxmax()]
             out[f"{name}_most"], out[f"{name}_most_layer"] = best["mean"], best["layer"]
-    return {name: float(value) for name, value in out.items()}
+    return {name: float(value) for name, value in out.items() if np.isfinite(value)}
 
 
 def _summary(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -131,10 +132,16 @@ def _summary(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         ]
         if len(rows):
             wide.append((title, _by_layer(rows, "score")))
-    rows = table[table["part"] == "mixing"]
-    if len(rows):
-        named = rows.assign(what=rows["measure"] + "\n" + rows["score"] + "\n" + rows["kind"])
-        wide.append(("Text and picture in the states", _by_layer(named, "what")))
+    mixing = table[table["part"] == "mixing"]
+    for measures, title in (
+        (["cka"], "Alignment of mean states with those of the text (debiased CKA)"),
+        (["cosine", "moved"], "Cosine of means; how far a grey picture moves text states"),
+        (["reader"], "Linear readers of a visual token's state (area under the ROC curve)"),
+    ):
+        rows = mixing[mixing["measure"].isin(measures)]
+        if len(rows):
+            named = rows.assign(what=rows["measure"] + "\n" + rows["score"] + "\n" + rows["kind"])
+            wide.append((title, _by_layer(named, "what")))
     return wide
 
 

@@ -266,7 +266,7 @@ def test_pictures_of_ones_own_and_a_tower_without_cls(siglip, tmp_path, capsys):
 
 def test_the_command_writes_everything_of_the_bundled_model(tmp_path, capsys):
     status = main(
-        ["--limit", "30", "--layers", "2,10", "--shown-layers", "10", "--dtype", "bfloat16"]
+        ["--limit", "30", "--layers", "10", "--shown-layers", "10", "--dtype", "bfloat16"]
         + ["--out", str(tmp_path), "--stem", "figure4"]
     )
     assert status == 0 and "left out" not in capsys.readouterr().out
