@@ -60,7 +60,7 @@ def overlap_table(seen: Sequence[Seen], layers: Sequence[int], tokens: int) -> p
     third, paired. `Unknown` where no region is known.
     """
     known, measures = _known(seen), names(tokens)
-    layers_found = np.stack([s.found for s in known])  # [cases, L, S, 8]
+    layers_found = np.stack([s.found for s in known])  # type: ignore[misc]  # [cases, L, S, 8]
     luck = np.stack([chance(len(s.asked), s.total, tokens) for s in known])  # type: ignore[arg-type]
     third = max(1, len(layers) // 3)
     trend = layers_found[:, -third:].mean(1) - layers_found[:, :third].mean(1)
@@ -196,8 +196,8 @@ def mixing_table(
     rows += [("mixing", "cosine", layer, "visual", "text", *f) for layer, f in zip(layers, cosine)]
     for kind in ("text", "last"):
         moved = np.stack([_moved(s.pooled[kind], g[kind]) for s, g in zip(seen, grey)])
-        found = _means(moved, pictures)
-        rows += [("mixing", "moved", layer, "grey", kind, *f) for layer, f in zip(layers, found)]
+        means = _means(moved, pictures)
+        rows += [("mixing", "moved", layer, "grey", kind, *f) for layer, f in zip(layers, means)]
     rows += _readers(seen, layers, seed)
     return _table(rows)
 
