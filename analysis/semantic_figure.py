@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,7 @@ from analysis import plots
 from analysis.panels import Panel, draw_picture, outline_region, panels, show_panel
 from analysis.probe import Probe
 from analysis.scores import SCORE_NAMES, last_text
-from analysis.semantic_tables import pairs_of
-from analysis.semantic_walk import SCORES, Seen
+from analysis.semantic_walk import SCORES
 from analysis.setting import Case, Setting, Unknown
 from llava.eval.errors import EvalError
 
@@ -38,21 +38,22 @@ class Example:
     maps: list[list[Panel]]
 
 
-def choose_pair(seen: Sequence[Seen], picture: str | None) -> tuple[Case, Case]:
+def choose_pair(cases: Sequence[Case], picture: str | None = None) -> tuple[Case, Case]:
     """The two questions on a picture whose regions lie farthest from each other; of the first
-    picture that has two with regions apart, unless one is named.
+    picture that has two with regions apart, unless one is named. Where nobody knows regions, the
+    first two questions.
 
     Raises `EvalError` for a name that no picture has, `Unknown` where nothing can be chosen.
     """
-    names = list(dict.fromkeys(s.case.picture for s in seen))
+    names = list(dict.fromkeys(case.picture for case in cases))
     if picture is not None and picture not in names:
         raise EvalError(f"no question is about {picture!r}; there are {', '.join(names[:6])} ...")
     for name in names if picture is None else [picture]:
-        own = [s for s in seen if s.case.picture == name]
+        own = [case for case in cases if case.picture == name]
         pairs = [
-            (a.case, b.case)
-            for a, b in pairs_of(own)
-            if a.case.region and b.case.region and not set(a.case.region) & set(b.case.region)
+            (a, b)
+            for a, b in itertools.combinations(own, 2)
+            if a.question != b.question and not set(a.region or ()) & set(b.region or ())
         ]
         if pairs:
             return max(pairs, key=_distance)
@@ -62,7 +63,8 @@ def choose_pair(seen: Sequence[Seen], picture: str | None) -> tuple[Case, Case]:
 def _distance(pair: tuple[Case, Case]) -> float:
     middles = []
     for case in pair:
-        assert case.region is not None
+        if not case.region:
+            return 0.0
         columns = case.grid[1] if case.grid else 24
         middles.append(np.mean([divmod(p, columns) for p in case.region], 0))
     return float(np.linalg.norm(middles[0] - middles[1]))

@@ -13,7 +13,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -172,14 +171,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = len(layers)
     shown = check(setting, args.shown_layers, args.tokens) if args.shown_layers else None
     shown = shown or tuple(sorted({layers[i * (count - 1) // 5] for i in (1, 2, 3, 4)}))
-    if args.picture and args.picture not in {case.picture for case in setting.cases}:
-        choose_pair([], args.picture)
+    try:
+        drawn = example(setting, choose_pair(setting.cases, args.picture), shown)
+    except Unknown as error:
+        print(f"left out: two questions on one picture: {error}")
+        drawn = None
     seen = see(setting, layers, args.tokens, EACH, args.seed)
     table = compute(setting, layers, args.tokens, seed=args.seed, seen=seen)
-    drawn: dict[str, Any] = parts(
-        {"two questions": lambda: example(setting, choose_pair(seen, args.picture), shown)},
-    ) if table["part"].isin(["questions"]).any() else {}  # fmt: skip
-    figures = plot(table, args.out / args.stem, drawn.get("two questions"))
+    figures = plot(table, args.out / args.stem, drawn)
     for title, rows in _summary(table):
         report.show(rows, title)
     about = {

@@ -14,6 +14,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from analysis import attention_maps
 from analysis.overlap import expected_iou, overlap, top
 from analysis.semantic_figure import choose_pair
 from analysis.semantic_misalignment import compute, findings, main
@@ -123,18 +124,17 @@ def test_two_questions_share_tokens_as_planted():
 
 def test_the_pair_shown_lies_far_apart():
     regions = [(0, 1), (1, 2), (25, 26), (575,)]
-    seen = [
-        Seen(
-            Case(Sample("p", f"q{i}", "p", line=i), f"q{i}", "k", r, grid=(24, 24)),
-            576, np.array(r), None, None, np.zeros((1, 1, 1)), {}, np.zeros(1),
-        )
+    asked = [
+        Case(Sample("p", f"q{i}", "p", line=i), f"q{i}", "k", r, grid=(24, 24))
         for i, r in enumerate(regions)
-    ]  # fmt: skip
-    assert [c.question for c in choose_pair(seen, None)] == ["q0", "q3"]
+    ]
+    assert [c.question for c in choose_pair(asked)] == ["q0", "q3"]
+    unknown = [Case(c.sample, c.question) for c in asked]
+    assert [c.question for c in choose_pair(unknown, "p")] == ["q0", "q1"]
     with pytest.raises(EvalError, match="no question is about 'x'; there are p"):
-        choose_pair(seen, "x")
+        choose_pair(asked, "x")
     with pytest.raises(Unknown, match="apart"):
-        choose_pair(seen[:1], "p")
+        choose_pair(asked[:2])
 
 
 def test_visual_states_know_nothing_of_the_question_and_text_states_of_the_picture():
@@ -262,6 +262,29 @@ def test_pictures_of_ones_own_and_a_tower_without_cls(siglip, tmp_path, capsys):
     assert set(table[table["measure"] == "cka"]["score"]) == {"visual"}
     moved = table[(table["measure"] == "moved") & (table["kind"] == "last")]
     assert moved["mean"].iloc[0] == 0 and (moved["mean"].iloc[1:] > 0).all()
+
+
+def test_questions_whose_regions_nobody_knows(siglip, tmp_path, capsys):
+    data = write_data(tmp_path / "data")
+    (data.folder / "regions.json").unlink()
+    where = ["--data", str(data.folder), "--model-path", str(siglip), "--tokens", "9"]
+    assert main([*where, "--layers", "1,3", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert said.count("left out") == 1 and "left out: overlap" in said
+    table = pd.read_csv(tmp_path / "out" / "semantic_misalignment.csv")
+    same = table[(table["part"] == "questions") & (table["score"] == "visual")]
+    assert (same["mean"] == 1).all() and set(same["layer"]) == {1, 3}
+
+
+def test_attention_of_pictures_of_ones_own(siglip, tmp_path):
+    data = write_data(tmp_path / "data")
+    where = ["--images", str(data.images), "--model-path", str(siglip), "--heads", "1,2"]
+    assert attention_maps.main([*where, "--layers", "3", "--out", str(tmp_path / "out")]) == 0
+    table = pd.read_csv(tmp_path / "out" / "attention_maps.csv")
+    assert len(table) == 3 * 2 * 2 * 36 and set(table["head"]) == {1, 2}
+    with pytest.raises(Unknown, match="nobody knows which regions"):
+        attention_maps.main([*where, "--image-from", "region", "--out", str(tmp_path / "no")])
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_command_writes_everything_of_the_bundled_model(tmp_path, capsys):
