@@ -31,8 +31,10 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from analysis.attention_maps import reader
 from analysis.probe import Probe
 from analysis.scores import ENCODER_SCORES, LLM_SCORES
+from analysis.semantic_walk import Directions, read_scores, read_states
 from benchmarks.setting import GEOMETRIES, machine, prompt
 from llava.eval.errors import EvalError, run_main
 from llava.eval.files import write_atomically
@@ -87,10 +89,18 @@ def scores_at(layers: tuple[int, ...]) -> Probe:
     )
 
 
+def text_and_picture(layers: tuple[int, ...]) -> Probe:
+    """What `semantic_misalignment` reads."""
+    project = Directions(0)
+    return Probe(layers, lambda view: read_scores(view) | read_states(view, project))
+
+
 def looks(depth: int) -> Iterator[tuple[str, Callable[[], Reducer]]]:
     """What is run: a name, and what makes the method or probe."""
     yield "the model alone", Full
     yield "all scores, every layer", lambda: scores_at(tuple(range(depth)))
+    yield "text and picture, every layer", lambda: text_and_picture(tuple(range(depth)))
+    yield "attention maps, every layer", lambda: Probe(tuple(range(depth)), reader())
 
 
 def reset_peak() -> None:
