@@ -120,10 +120,14 @@ def see(
     project = Directions(seed)
     encoder = _read_encoder if setting.geometry.has_cls else None
     probe = Probe(tuple(layers), lambda v: read_scores(v) | read_states(v, project), encoder)
-    return [
-        _reduce(look, setting, layers, tokens, each, seed)
-        for look in setting.walk(probe, cases, label="text and picture")
-    ]
+    seen = []
+    cls: dict[str, np.ndarray] = {}  # tiles of one picture are read once for all its questions
+    for look in setting.walk(probe, cases, label="text and picture"):
+        if look.readings[0].layer is None:
+            cls[look.case.picture] = look.readings[0].values["cls"]
+        own = cls.get(look.case.picture)
+        seen.append(_reduce(look, own, setting, layers, tokens, each, seed))
+    return seen
 
 
 def _read_encoder(view: EncoderView) -> dict[str, Tensor]:
@@ -131,8 +135,9 @@ def _read_encoder(view: EncoderView) -> dict[str, Tensor]:
 
 
 def _reduce(
-    look: Look, setting: Setting, layers: Sequence[int], tokens: int, each: int, seed: int
-) -> Seen:
+    look: Look, cls: np.ndarray | None, setting: Setting, layers: Sequence[int],
+    tokens: int, each: int, seed: int,
+) -> Seen:  # fmt: skip
     case, readings = look.case, [look.at(layer) for layer in layers]
     shown = Tokens.of(readings[0].identity, look.trace, setting.geometry.grid)
     at = shown.places
@@ -151,9 +156,8 @@ def _reduce(
     if not asked.any():
         return seen
     seen.asked, seen.found = shown.ids[asked], overlap(scores, asked, tokens)
-    if look.readings[0].layer is None:
-        cls = look.readings[0].values["cls"][shown.ids]
-        seen.encoder = overlap(cls, asked, tokens)
+    if cls is not None:
+        seen.encoder = overlap(cls[shown.ids], asked, tokens)
     states = np.stack([r.values["states"][at] for r in readings])
     pooled["asked"] = states[:, asked].mean(1)
     pooled["rest"] = states[:, ~asked].mean(1)

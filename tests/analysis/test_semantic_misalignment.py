@@ -162,6 +162,16 @@ def test_visual_states_know_nothing_of_the_question_and_text_states_of_the_pictu
     assert np.allclose(again.states, first.states, atol=2e-2)  # the same tokens in another batch
 
 
+def test_questions_on_one_picture_in_tiles_share_its_cls():
+    data = "playground/data/eval_anyres/textvqa"
+    setting = open_setting("checkpoints/pocket-llava-next", data=data, limit=2, batch_size=2)
+    first, second = see(setting, (0,), 64, 4, 0)
+    assert first.case.picture == second.case.picture
+    for one in (first, second):
+        assert one.encoder is not None and 0 < one.encoder[0] < 1
+        assert one.total > 1000 and len(one.asked) >= len(one.case.region)
+
+
 def mixed(rng, share):
     """24 questions on 12 pictures whose asked tokens hold so much of the text's state by layer."""
     out = []
