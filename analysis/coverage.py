@@ -20,8 +20,8 @@ __all__ = [
     "of_random",
 ]
 
-DRAWS = 32
-CHUNK_ELEMENTS = 2**20
+DRAWS = 16
+CHUNK_ELEMENTS = 2**17  # stays in a core's cache
 
 
 def nearest(squares: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -34,7 +34,10 @@ def nearest(squares: np.ndarray, kept: np.ndarray) -> np.ndarray:
     chunk = max(1, CHUNK_ELEMENTS // len(kept))
     for first in range(0, len(squares), chunk):
         part = squares[first : first + chunk]
-        out[first : first + chunk] = np.sqrt(((part[:, None] - kept[None]) ** 2).sum(-1).min(1))
+        # One axis at a time: an array of pairs would take twice the time.
+        square = (part[:, None, 0] - kept[None, :, 0]) ** 2
+        square += (part[:, None, 1] - kept[None, :, 1]) ** 2
+        out[first : first + chunk] = np.sqrt(square.min(1))
     return out
 
 
@@ -145,7 +148,7 @@ def of_random(count: int, grid: tuple[int, int], draws: int = DRAWS) -> dict[str
     """
     generator = np.random.default_rng(count)
     total = grid[0] * grid[1]
-    draws = max(4, min(draws, draws * 576 // total))
+    draws = max(2, min(draws, draws * 576 // total))
     found = [_of(generator.permutation(total)[:count], grid) for _ in range(draws)]
     return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 

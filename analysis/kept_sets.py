@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from analysis.setting import Case, Setting
 from llava.eval.errors import EvalError
 from llava.eval.oracle import Oracle
-from llava.eval.planning import make_method
+from llava.eval.planning import check_name, make_method
 from visiondrop import Reducer
 from visiondrop.trace import SampleTrace
 
@@ -158,9 +158,7 @@ def traces(
     """
     plan, reasons = [], []
     for name in methods:
-        known, _ = parse(name)
-        if known != Oracle.name:
-            make_method(known, None, setting.geometry)
+        check_name(parse(name)[0])
         for tokens in budgets:
             try:
                 plan.append((name, tokens, make(name, tokens, setting)))
