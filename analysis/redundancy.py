@@ -29,7 +29,7 @@ from analysis.cli import add_flags, finish, layer_list, setting_from
 from analysis.coverage import expected_hits
 from analysis.kept_sets import Span, at, spans, traces
 from analysis.probe import Probe
-from analysis.redundancy_plots import plot
+from analysis.redundancy_plots import name_of_set, plot
 from analysis.scores import LLM_SCORES
 from analysis.setting import Setting
 from analysis.state_redundancy import (
@@ -254,9 +254,12 @@ def conclusion(tables: Mapping[str, Any], method: str = "visiondrop") -> list[st
         both = own.join(rank[["needed"]])
         room = [int(i) for i, row in both.iterrows() if row["kept"] > row["needed"]]
         tight = [int(i) for i, row in both.iterrows() if row["kept"] <= row["needed"]]
+        words = f"tokens than the {share} needs, well chosen"
         out.append(
-            f"{method} sees more tokens than are needed for {share} before layers "
-            f"{runs(room) or 'none'}, and no more before layers {runs(tight) or 'none'}."
+            f"{method} sees more {words}, before layers {runs(room) or '(none)'}"
+            + (f", and not more before layers {runs(tight)}." if tight else ", which is all.")
+            if room
+            else f"{method} sees no more {words}, before any layer."
         )
         worst = own["error_over"].idxmax()
         out.append(
@@ -287,6 +290,26 @@ def findings(tables: Mapping[str, Any]) -> dict[str, float]:
     return out
 
 
+def show(tables: Mapping[str, Any], tokens: int) -> None:
+    """Print ranks of every layer, kept sets of every fourth."""
+    console = report.wide()
+    names = {
+        "participation": "particip.", "needed": "best tokens", "needed_random": "random tokens",
+        "overlap_first": "k-NN first", "overlap_before": "k-NN before",
+    }  # fmt: skip
+    columns = ["layer", "participation", "entropy", "dims_90", "dims_99", *list(names)[1:]]
+    table = tables["rank"][columns].rename(columns=names)
+    report.show(table, "All visual states, by layer", 2, console)
+    layers = tables["rank"]["layer"].tolist()
+    some = layers[:: max(1, len(layers) // 4)]
+    part = tables["sets"][tables["sets"]["layer"].isin(some)]
+    part = part.assign(set=part["set"].map(name_of_set))
+    columns = ["set", "layer", "kept", "error", "error_random", "error_over_low",
+               "error_over_high", "cosine", "cosine_random", "near", "near_chance"]  # fmt: skip
+    title = f"What is left in kept states, {tokens} tokens"
+    report.show(part[columns], title, console=console)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's text."""
     parser = argparse.ArgumentParser(
@@ -304,20 +327,15 @@ def main(argv: list[str] | None = None) -> int:
     methods, scores = ([x for x in t.split(",") if x] for t in (args.methods, args.scores))
     rows = compute(setting, methods, scores, args.tokens, args.layers, args.limit)
     tables = summaries(rows)
-    columns = [*RANK[:7], "overlap_first", "overlap_before"]
-    report.show(tables["rank"][["layer", *columns]], "All visual states, by layer", 2)
-    middle = tables["rank"]["layer"].iloc[:: max(1, len(tables["rank"]) // 4)].tolist()
-    part = tables["sets"][tables["sets"]["layer"].isin(middle)]
-    columns = ["set", "layer", "kept", "error", "error_random", "error_over_low",
-               "error_over_high", "cosine", "cosine_random", "near", "near_chance"]  # fmt: skip
-    report.show(part[columns], f"What is left in kept states, {args.tokens} tokens")
+    show(tables, args.tokens)
     said = conclusion(tables)
     print("\n".join(said))
     figures = plot(tables, Path(args.out) / "redundancy")
     about = {**setting.describe(), "limit": args.limit, "tokens": args.tokens,
              "methods": methods, "scores": scores, "conclusion": said}  # fmt: skip
     about["pictures"] = int(rows["rank"]["picture"].nunique())
-    return finish(args, "redundancy", about, tables, figures)
+    named = {f"redundancy_{part}": table for part, table in tables.items()}
+    return finish(args, "redundancy", about, named, figures)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from analysis import plots
 from analysis.scores import SCORE_NAMES
 from analysis.spatial_plots import look_of_method, name_of_method
 
-__all__ = ["plot"]
+__all__ = ["name_of_set", "plot"]
 
 STYLES = {
     "dims_90": ("dimensions, 90 %", "black", "o", "-"),
@@ -22,12 +22,14 @@ STYLES = {
 }
 
 
-def look(name: str) -> tuple[str, plots.Look]:
-    """Name and look of a kept set."""
-    if name.startswith("top "):
-        score = name[4:]
-        return f"best by {SCORE_NAMES[score]}", plots.look_of(score)
-    return name_of_method(name), look_of_method(name)
+def name_of_set(name: str) -> str:
+    """Name of a kept set, as tables and figures write it."""
+    return f"best by {SCORE_NAMES[name[4:]]}" if name.startswith("top ") else name_of_method(name)
+
+
+def look(name: str) -> plots.Look:
+    """Look of a kept set."""
+    return plots.look_of(name[4:]) if name.startswith("top ") else look_of_method(name)
 
 
 def ranks(axis: Any, tables: Mapping[str, Any]) -> None:
@@ -50,13 +52,11 @@ def ranks(axis: Any, tables: Mapping[str, Any]) -> None:
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, handlelength=2.2)
 
 
-def curves(axis: Any, table: Any, what: str, label: str, mark: str, tops: bool) -> list[Any]:
+def curves(axis: Any, table: Any, what: str, label: str, mark: str) -> list[Any]:
     """One measure of kept sets by layer."""
     for name in dict.fromkeys(table["set"]):
-        if name.startswith("top ") and not tops:
-            continue
         part = table[table["set"] == name].sort_values("layer")
-        title, style = look(name)
+        title, style = name_of_set(name), look(name)
         axis.plot(part["layer"], part[what], color=style.color, marker=style.marker,
                   linestyle=(0, (4, 1.5)) if name.startswith("top ") else style.dash,
                   markerfacecolor="white" if name.startswith("top ") else style.color,
@@ -99,12 +99,12 @@ def plot(tables: Mapping[str, Any], stem: Path) -> list[Path]:
         ranks(axes[0, 0], tables)
         handles, labels = curves(
             axes[0, 1], tables["sets"], "error", "variance of dropped states lost",
-            "(b) outside the span of kept states", True,
+            "(b) outside the span of kept states",
         )  # fmt: skip
         axes[0, 1].legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
         curves(
             axes[1, 0], tables["sets"], "cosine", "1 - cosine to the nearest kept",
-            "(c) distance to the nearest kept state", True,
+            "(c) distance to the nearest kept state",
         )  # fmt: skip
         overlaps(axes[1, 1], tables["rank"])
         for axis in axes.flat:

@@ -26,8 +26,9 @@ from analysis.kept_sets import Span, over_places, spans, traces
 from analysis.region_recall import GROUPS, OTHERS, group_of, missed, recall, wanted
 from analysis.setting import Case, Setting, Unknown
 from analysis.shown import Shown, shown_by
-from analysis.spatial_plots import plot
+from analysis.spatial_plots import name_of_method, plot
 from analysis.summaries import findings_of, summarise
+from llava.eval.benchmarks import get_benchmark
 from llava.eval.errors import EvalError, run_main
 from llava.eval.loading import default_aspect_ratio
 from llava.eval.truth import OBJECTS, Objects, read_objects
@@ -254,20 +255,25 @@ def findings(tables: Mapping[str, Any]) -> dict[str, float]:
 
 def show(tables: Mapping[str, Any]) -> None:
     """Print what the figures are about."""
+    console = report.wide()
+    tables = {name: t.assign(method=t["method"].map(name_of_method)) for name, t in tables.items()}
     if "recall" in tables:
-        table = tables["recall"].query("group in ('all', 'relation', 'counting')")
+        table = tables["recall"].query("group != 'all'")
         for (group, place), part in table.groupby(["group", "place"], sort=False):
-            columns = ["method", "budget", "patches", "unnamed_chance", "named", "unnamed", "gap",
-                       "gap_low", "gap_high", "unnamed_over", "complete", "n"]  # fmt: skip
-            if group == "counting":
-                columns = ["method", "budget", "patches", "named_chance", "named", "named_over",
-                           "named_over_low", "named_over_high", "complete", "n"]  # fmt: skip
-            report.show(part[columns], f"Recall, questions: {group}, place: {place}")
+            columns = ["method", "budget", "patches", "named", "unnamed", "unnamed_chance", "gap",
+                       "gap_low", "gap_high", "complete", "n"]  # fmt: skip
+            if part["gap"].isna().all():  # all is named, or nothing is
+                part = part.assign(chance=part["named_chance"].fillna(part["unnamed_chance"]))
+                columns = ["method", "budget", "patches", "named", "unnamed", "chance",
+                           "complete", "n"]  # fmt: skip
+            report.show(part[columns], f"Recall, {group} questions, {place}", console=console)
     for place, part in tables["coverage"].groupby("place", sort=False):
-        columns = ["method", "budget", "patches", "mean", "mean_random", "mean_lattice", "hole",
-                   "hole_random", "upper", "lower", "in_lower", "missed",
-                   "missed_chance"]  # fmt: skip
-        report.show(part[columns], f"Coverage, in units of the picture's side, place: {place}")
+        names = {"mean_random": "random", "mean_lattice": "lattice", "hole_random": "random hole"}
+        columns = ["method", "budget", "patches", "mean", *list(names)[:2], "hole", "hole_random",
+                   "upper", "lower", "missed", "missed_chance"]  # fmt: skip
+        table = part[columns].rename(columns=names)
+        title = f"Coverage, in units of the picture's longer side, {place}"
+        report.show(table, title, console=console)
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -287,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_flags(parser, "spatial_misalignment", 48, ["gqa", "vqav2"])
+    add_flags(parser, "spatial_misalignment", 24, ["gqa", "vqav2"])
     parser.add_argument("--methods", default=",".join(METHODS), help="name or name+field=value")
     parser.add_argument("--tokens", type=numbers, default=BUDGETS, help="true means over layers")
     parser.add_argument("--groups", default=",".join(ASKED), help='of questions, or "all"')
@@ -301,8 +307,11 @@ def main(argv: list[str] | None = None) -> int:
     methods = [name for name in args.methods.split(",") if name]
     rows: dict[str, list[Any]] = {}
     about: dict[str, Any] = {}
-    loaded = None
+    loaded, kind = None, ""
     for benchmark in asked:
+        usual = get_benchmark(benchmark).default_model
+        if usual != kind and not args.model_path:
+            loaded, kind = None, usual
         setting = setting_from(args, benchmark=benchmark, limit=None, loaded=loaded)
         loaded, setting.towers = setting.loaded, TowerCache(TOWER_BYTES)
         for part, table in compute(setting, methods, args.tokens, args.limit, groups).items():
@@ -312,7 +321,8 @@ def main(argv: list[str] | None = None) -> int:
     tables = summaries({part: pd.concat(found) for part, found in rows.items()})
     show(tables)
     figures = plot(tables, Path(args.out) / "spatial")
-    return finish(args, "spatial_misalignment", about, tables, figures)
+    named = {f"spatial_{part}": table for part, table in tables.items()}
+    return finish(args, "spatial_misalignment", about, named, figures)
 
 
 if __name__ == "__main__":

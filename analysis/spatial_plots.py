@@ -79,6 +79,7 @@ def named_beside_unnamed(axis: Any, table: Any, budget: int) -> None:
     part = table.query("group == 'relation' and place == 'layers' and budget == @budget")
     if not len(part):
         part = table.query("group == 'all' and place == 'layers' and budget == @budget")
+    part = part[part["method"] != "oracle"]  # 1 by construction
     at = np.arange(len(part))
     for shift, what, face, hatch in ((-0.2, "named", "0.75", ""), (0.2, "unnamed", "1", "////")):
         values = part[what].to_numpy()
