@@ -31,7 +31,7 @@ from analysis.summaries import findings_of, summarise
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.errors import EvalError, run_main
 from llava.eval.loading import default_aspect_ratio
-from llava.eval.truth import OBJECTS, Objects, read_objects
+from llava.eval.truth import Objects
 from visiondrop import TowerCache
 from visiondrop.trace import SampleTrace
 
@@ -62,15 +62,16 @@ COVERAGE_ENDS = ("mean", "hole", "sag", "in_lower", "mean_over", "hole_over", "m
 
 
 def objects_of(setting: Setting) -> dict[str, Objects]:
-    """What each picture shows. Raises `Unknown` where nobody knows."""
-    if setting.benchmark is None:
-        raise Unknown("what these pictures show is not known; bundled sets have objects.json")
-    _, files = setting.benchmark
-    beside = files.types or files.questions
-    try:
-        return read_objects(beside.with_name(OBJECTS))
-    except EvalError as error:
-        raise Unknown(str(error)) from None
+    """What each picture shows, those that it is known of. Raises `Unknown` where there is none."""
+    found, reason = {}, "there is no picture"
+    for case in setting.first_of_pictures:
+        try:
+            found[case.picture] = setting.objects(case)
+        except Unknown as error:
+            reason = str(error)
+    if not found:
+        raise Unknown(reason)
+    return found
 
 
 def known_cases(

@@ -32,6 +32,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from analysis.probe import Probe
+from analysis.redundancy import SCORES, LayerReader
 from analysis.scores import ENCODER_SCORES, LLM_SCORES
 from benchmarks.setting import GEOMETRIES, machine, prompt
 from llava.eval.errors import EvalError, run_main
@@ -91,6 +92,9 @@ def looks(depth: int) -> Iterator[tuple[str, Callable[[], Reducer]]]:
     """What is run: a name, and what makes the method or probe."""
     yield "the model alone", Full
     yield "all scores, every layer", lambda: scores_at(tuple(range(depth)))
+    layers = tuple(range(depth))
+    reader = LayerReader({}, {"one": sys.maxsize}, SCORES, 64)
+    yield "redundancy, every layer", lambda: Probe(layers, reader)
 
 
 def reset_peak() -> None:

@@ -83,7 +83,7 @@ def test_pictures_of_which_nothing_is_known_have_coverage_alone(tmp_path, capsys
             "--out", str(tmp_path / "out")]  # fmt: skip
     assert spatial.main(args) == 0
     said = capsys.readouterr().out
-    assert "left out: recall: what these pictures show is not known" in said
+    assert "left out: recall: " in said and "does not say what its pictures show" in said
     assert "left out: oracle at 64" in said
     names = {"spatial_coverage.csv", "spatial_coverage.json", "spatial.png", "spatial.pdf"}
     assert names == {path.name for path in (tmp_path / "out").iterdir()}
