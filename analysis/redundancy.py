@@ -252,14 +252,14 @@ def conclusion(tables: Mapping[str, Any], method: str = "visiondrop") -> list[st
     own = tables["sets"].query("set == @method").set_index("layer")
     if len(own):
         both = own.join(rank[["needed"]])
-        room = [int(i) for i, row in both.iterrows() if row["kept"] > row["needed"]]
-        tight = [int(i) for i, row in both.iterrows() if row["kept"] <= row["needed"]]
-        words = f"tokens than the {share} needs, well chosen"
+        times = both["kept"] / both["needed"]
+        loose, tight = times.idxmax(), times.idxmin()
         out.append(
-            f"{method} sees more {words}, before layers {runs(room) or '(none)'}"
-            + (f", and not more before layers {runs(tight)}." if tight else ", which is all.")
-            if room
-            else f"{method} sees no more {words}, before any layer."
+            f"{method} sees {times[loose]:.1f} times the tokens that would do for {share}, well "
+            f"chosen, before layer {loose} ({both['kept'][loose]:.1f} for "
+            f"{both['needed'][loose]:.1f}) and {times[tight]:.1f} times before layer {tight}: by "
+            f"this measure one could drop most more before layers "
+            f"{runs([int(i) for i in times.index[times > times.median()]])}."
         )
         worst = own["error_over"].idxmax()
         out.append(
@@ -267,6 +267,12 @@ def conclusion(tables: Mapping[str, Any], method: str = "visiondrop") -> list[st
             f"{100 * own['error'].max():.1f} %; against as many random tokens it is worst before "
             f"layer {worst}: {100 * own['error'][worst]:.1f} % lost, "
             f"{100 * own['error_random'][worst]:.1f} % at random."
+        )
+        far = (own["cosine"] - own["cosine_random"]).idxmax()
+        out.append(
+            f"A dropped state is at a distance (1 - cosine) of {own['cosine'][far]:.2f} from the "
+            f"nearest that {method} keeps before layer {far}, and of "
+            f"{own['cosine_random'][far]:.2f} from the nearest of as many random ones."
         )
     return out
 

@@ -112,12 +112,15 @@ def test_the_conclusion_says_what_planted_tables_hold():
     sets = pd.DataFrame(
         {"set": "visiondrop", "layer": [0, 1, 2, 3], "kept": [14.0, 14.0, 4.0, 4.0],
          "error": [0.1, 0.2, 0.5, 0.4], "error_over": [0.0, 0.1, 0.3, 0.1],
-         "error_random": [0.1, 0.1, 0.2, 0.3]}
+         "error_random": [0.1, 0.1, 0.2, 0.3], "cosine": [0.1, 0.3, 0.9, 0.2],
+         "cosine_random": [0.1, 0.1, 0.25, 0.2]}
     )  # fmt: skip
-    first, second, third = redundancy.conclusion({"rank": rank, "sets": sets})
+    first, second, third, fourth = redundancy.conclusion({"rank": rank, "sets": sets})
     assert "9.0 dimensions before layer 0" in first and "3.0 before layer 2" in first
-    assert "layers 0-1, and not more before layers 2-3" in second
+    assert "1.8 times" in second and "before layer 1 (14.0 for 8.0)" in second
+    assert "0.7 times before layer 3" in second and "before layers 0-1." in second
     assert "layer 2: 50.0 % lost, 20.0 % at random" in third
+    assert "0.90 from the nearest" in fourth and "layer 2, and of 0.25" in fourth
     assert redundancy.runs([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
 
 
