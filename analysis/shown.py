@@ -58,7 +58,7 @@ class Shown:
         """
         wanted = list(ids)
         levels = self.tokens[:1] if fine else self.tokens
-        out = np.isin(levels, wanted).any(0)
+        out = np.asarray(np.isin(levels, wanted).any(0))
         there = np.isin(self.ids, wanted)
         out[self.inside[there & self.fine if fine else there]] = True
         return out
