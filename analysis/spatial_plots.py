@@ -111,7 +111,8 @@ def distance_over_tokens(axis: Any, table: Any, what: str, label: str, mark: str
         label="lattice",
     )  # fmt: skip
     axis.set_xscale("log", base=2)
-    ticks = [t for t in (1, 4, 16, 64, 256) if even["patches"].min() / 1.5 <= t]
+    least, most = even["patches"].min() / 1.5, even["patches"].max() * 1.5
+    ticks = [t for t in (1, 4, 16, 64, 256, 1024) if least <= t <= most]
     axis.set_xticks(ticks, [str(t) for t in ticks])
     axis.minorticks_off()
     axis.set_xlabel("tokens kept in the last layers")
