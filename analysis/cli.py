@@ -22,18 +22,27 @@ __all__ = ["add_flags", "finish", "layer_list", "parts", "setting_from"]
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, name: str, limit: int, benchmark: str = "textvqa"
+    parser: argparse.ArgumentParser,
+    name: str,
+    limit: int,
+    benchmark: str | Sequence[str] = "textvqa",
 ) -> None:
     """Which checkpoint, which questions, and where the results go.
 
     Args:
         name: of the module, whose results go to outputs/analysis/NAME.
         limit: how many of the bundled questions are looked at by default.
+        benchmark: the one asked by default; several make --benchmark take any number.
     """
+    several = not isinstance(benchmark, str)
     model = parser.add_argument_group("model and questions")
     model.add_argument("--model-path", default=env("MODEL", ""), help="folder or hub id (bundled)")
     model.add_argument("--model-base", default=env("MODEL_BASE"), help="for LoRA and projectors")
-    model.add_argument("--benchmark", default=benchmark, choices=sorted(BENCHMARKS))
+    model.add_argument(
+        "--benchmark", default=list(benchmark) if several else benchmark,
+        choices=sorted(BENCHMARKS), nargs="+" if several else None,
+        help=f"({benchmark if not several else ' '.join(benchmark)})",
+    )  # fmt: skip
     model.add_argument("--data", default=env("DATA"), help="the benchmark's folder (bundled)")
     model.add_argument(
         "--images", help="a folder of pictures, or one file, in place of a benchmark"
@@ -56,8 +65,13 @@ def add_flags(
     out.add_argument("--wandb", action="store_true", help="log to Weights & Biases")
 
 
-def setting_from(args: argparse.Namespace) -> Setting:
-    """What the flags ask for. Raises `EvalError` before any compute."""
+def setting_from(args: argparse.Namespace, **instead: Any) -> Setting:
+    """What the flags ask for. Raises `EvalError` before any compute.
+
+    Args:
+        instead: options of `open_setting` in place of what the flags say.
+    """
+    args = argparse.Namespace(**{**vars(args), **instead})
     report.check_logging(args.wandb)
     if args.batch_size < 1:
         raise EvalError(f"--batch-size {args.batch_size}: at least 1")
@@ -74,7 +88,8 @@ def setting_from(args: argparse.Namespace) -> Setting:
     if args.images:
         model = args.model_path or "checkpoints/pocket-llava"
         return picture_setting(model, args.images, args.question, **options)
-    return open_setting(args.model_path, args.benchmark, args.data, **options)
+    loaded = getattr(args, "loaded", None)
+    return open_setting(args.model_path, args.benchmark, args.data, loaded=loaded, **options)
 
 
 def layer_list(text: str) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from llava.eval.files import write_atomically
 from llava.eval.intervals import Interval, bootstrap_statistics
 from llava.eval.wandb_log import check_wandb, choose_mode
 
-__all__ = ["check_logging", "log", "mean_interval", "show", "write"]
+__all__ = ["check_logging", "log", "mean_interval", "show", "wide", "write"]
 
 
 def write(table: Any, stem: Path, about: Mapping[str, Any]) -> list[Path]:
@@ -51,6 +51,14 @@ def show(table: Any, title: str, digits: int = 3, console: Console | None = None
     for row in table.itertuples(index=False):
         printed.add_row(*(cell_text(value, digits) for value in row))
     console.print(printed)
+
+
+def wide(least: int = 130) -> Console:
+    """A console for tables of many columns: as wide as the terminal, and no less than `least` where
+    the output goes to a file.
+    """
+    console = Console()
+    return console if console.is_terminal else Console(width=max(least, console.width))
 
 
 def cell_text(value: Any, digits: int = 3) -> str:

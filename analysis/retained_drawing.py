@@ -121,6 +121,7 @@ def draw_panel(
     stage: Stage | None,
     squares: Sequence[Box] = (),
     views: Sequence[str] = (PICTURE,),
+    joins: bool = True,
 ) -> None:
     """One picture after one stage (None: as it was), with the border of a region.
 
@@ -128,6 +129,7 @@ def draw_panel(
         image: at the size that boxes and squares are for.
         squares: of the region, see `retained_geometry.region_squares`.
         views: of the picture, each of which is drawn.
+        joins: whether lines join contextual tokens to what they absorbed.
     """
     from matplotlib.collections import LineCollection, PatchCollection
     from matplotlib.patches import Rectangle
@@ -150,7 +152,8 @@ def draw_panel(
             )
     if stage is not None:
         tints = _tints(stage)
-        _join(axis, stage, places, tints)
+        if joins:
+            _join(axis, stage, places, tints)
         frames, colors = [], []
         thin = 0.8 if len(stage.patches) < FINE else 0.5
         for patch in stage.patches:
@@ -192,12 +195,14 @@ def _join(axis: Any, stage: Stage, places: Mapping[str, Place], tints: Mapping[i
     axis.add_collection(LineCollection(lines, colors=colors, linewidths=thin, alpha=0.6, zorder=1))
 
 
-def legend(drawn: Any, region: bool, merging: bool, note: str | None = None) -> None:
+def legend(
+    drawn: Any, region: bool, merging: bool, note: str | None = None, joins: bool = True
+) -> None:
     """What the shades mean, below a figure.
 
     Args:
         region: whether a region was outlined; merging: whether anything was absorbed.
-        note: a line above it.
+        note: a line above it; joins: whether lines were drawn.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch as Swatch
@@ -213,8 +218,9 @@ def legend(drawn: Any, region: bool, merging: bool, note: str | None = None) -> 
                 label="contextual token",
             ),
             Swatch(facecolor=SWATCHES["absorbed"], label="absorbed by it", **box),
-            Line2D([], [], color=LINES[0], linewidth=0.6, label="where to"),
         ]
+    if merging and joins:
+        entries.append(Line2D([], [], color=LINES[0], linewidth=0.6, label="where to"))
     entries.append(Swatch(facecolor=SWATCHES["dropped"], label="dropped", **box))
     if region:
         entries.append(

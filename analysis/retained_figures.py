@@ -71,11 +71,14 @@ def merges(looks: Sequence[Asked]) -> bool:
     return any(stage.links() for one in looks for stage in one.stages)
 
 
-def grid_figure(looks: Sequence[Asked], planned: Sequence[Planned], stem: Path) -> list[Path]:
+def grid_figure(
+    looks: Sequence[Asked], planned: Sequence[Planned], stem: Path, joins: bool = False
+) -> list[Path]:
     """Methods (rows) and budgets (columns) on each picture: what is kept at the end.
 
     Below each panel: visual tokens after the last stage, and the share of the region's patches that
-    is kept, where a region is known. What cannot be says why.
+    is kept, where a region is known. What cannot be says why. Lines from absorbed patches to what
+    stands for them hide small panels: `joins` draws them.
     """
     labels = list(dict.fromkeys(one.label for one in planned))
     # A method without a budget stands in the first column.
@@ -109,11 +112,11 @@ def grid_figure(looks: Sequence[Asked], planned: Sequence[Planned], stem: Path) 
                     for axis in line:
                         axis.set_axis_off()
                     continue
-                _row(line, labels[place], budgets, own, planned, shape, row == 0)
+                _row(line, labels[place], budgets, own, planned, shape, row == 0, joins)
         region = any(o.shown.squares for o in looks)
         note = "below each: visual tokens after the last stage"
         note += ", and how much of what is asked for is kept" * region
-        legend(drawn, region, merges_at_end(looks), note)
+        legend(drawn, region, merges_at_end(looks), note, joins)
         return plots.save(drawn, stem)
 
 
@@ -130,6 +133,7 @@ def _row(
     planned: Sequence[Planned],
     shape: tuple[float, float],
     top: bool,
+    joins: bool,
 ) -> None:
     plans = {one.tokens: one for one in planned if one.label == label}
     for i, (axis, asked) in enumerate(zip(axes, budgets, strict=True)):
@@ -146,7 +150,8 @@ def _row(
                     va="center", transform=axis.transAxes,
                 )  # fmt: skip
         else:
-            draw_panel(axis, one.shown.image, one.stages[-1], one.shown.squares, list(one.boxes))
+            views = list(one.boxes)
+            draw_panel(axis, one.shown.image, one.stages[-1], one.shown.squares, views, joins)
             axis.set_xlabel(panel_text(one), fontsize=7, labelpad=2)
         if top and asked is not None:
             axis.set_title(f"{asked} tokens", fontsize=8)

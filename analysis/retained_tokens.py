@@ -136,10 +136,15 @@ def counts(looks: Sequence[Asked]) -> Any:
 
 
 def plot(
-    looks: Sequence[Asked], stem: Path, planned: Sequence[Planned] | None = None
+    looks: Sequence[Asked],
+    stem: Path,
+    planned: Sequence[Planned] | None = None,
+    joins: bool = False,
 ) -> list[Path]:
     """`stem`.png and .pdf: a grid of methods and budgets where the plan is given, else stages."""
-    return stages_figure(looks, stem) if planned is None else grid_figure(looks, planned, stem)
+    if planned is None:
+        return stages_figure(looks, stem)
+    return grid_figure(looks, planned, stem, joins)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -161,6 +166,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument(
         "--pictures", type=int, help="drawn without --picture (3 stage by stage, 1 in a grid)"
+    )
+    group.add_argument(
+        "--joins", action="store_true", help="draw where absorbed patches went in grids, too"
     )
     group.add_argument(
         "--name", default="", help="of the first part's files; others add theirs (name of the part)"
@@ -200,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
         labels = methods or (METHODS if grid else METHODS[:1])
         some = cases[:1] if grid and not names and args.pictures is None else cases
         looks, planned = compute(setting, labels, budgets if grid else budgets[:1], some)
-        figures.extend(plot(looks, args.out / stem(part), planned if grid else None))
+        figures.extend(plot(looks, args.out / stem(part), planned if grid else None, args.joins))
         found[stem(part)] = patches(looks, every_stage=not grid)
         found[f"{stem(part)}_counts"] = counts(looks)
         about[stem(part)] = {

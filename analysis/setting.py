@@ -7,7 +7,7 @@ picture of a folder. Only bundled data knows where the answers lie; what needs t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from analysis.cases import Case, Look, Unknown, case_of
 from analysis.probe import Probe, Reading
 from llava.eval.benchmarks import Benchmark, BenchmarkFiles, get_benchmark
 from llava.eval.errors import EvalError
@@ -25,68 +26,13 @@ from llava.eval.pictures import Folder, Pictures
 from llava.eval.preparing import Prepared, QuestionDataset, drawn_over
 from llava.eval.result import versions
 from llava.eval.samples import Sample, raw_question
-from llava.eval.truth import OBJECTS, Objects, named_of, read_objects
+from llava.eval.truth import OBJECTS, Objects, read_objects
 from visiondrop import Geometry, Reducer, TowerCache
 from visiondrop.adapters import geometry_of
-from visiondrop.trace import SampleTrace
 
 __all__ = ["Case", "Look", "Setting", "Unknown", "open_setting", "picture_setting"]
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
-
-
-class Unknown(EvalError):
-    """What a part of the analysis needs is not known of these data, or not there in this model; the
-    other parts still run.
-    """
-
-
-@dataclass(frozen=True)
-class Case:
-    """One question about one picture, with what is known of it.
-
-    Attributes:
-        sample: the question; its key names it everywhere.
-        question: without template and instructions.
-        kind: the skill that it takes, "" where unknown.
-        region: patch ids (row-major on the whole picture's grid) that are needed to answer; None
-            where nobody knows.
-        named: those of them that the question's words name; None where nobody knows.
-        answer: the right one, "" where unknown.
-        grid: (rows, columns) of squares on which `region` and `named` are numbered; None where
-            nobody knows.
-    """
-
-    sample: Sample
-    question: str
-    kind: str = ""
-    region: tuple[int, ...] | None = None
-    named: tuple[int, ...] | None = None
-    answer: str = ""
-    grid: tuple[int, int] | None = None
-
-    @property
-    def picture(self) -> str:
-        """Its picture's name, which questions may share."""
-        return str(self.sample.image)
-
-
-@dataclass
-class Look:
-    """What there is to see of one case after a prefill.
-
-    Attributes:
-        trace: what was kept where.
-        readings: of a probe, in the order of layers, the encoder's first.
-    """
-
-    case: Case
-    trace: SampleTrace
-    readings: list[Reading] = field(default_factory=list)
-
-    def at(self, layer: int | None) -> Reading:
-        """The reading before a decoder layer; None for the encoder's."""
-        return next(r for r in self.readings if r.layer == layer)
 
 
 @dataclass
@@ -283,7 +229,7 @@ def open_setting(
     loaded = loaded or _load(choice)
     return Setting(
         loaded,
-        [_case(sample, entries.get(sample.key)) for sample in samples],
+        [case_of(sample, entries.get(sample.key)) for sample in samples],
         pictures,
         str(data or asked.default_data),
         batch_size,
@@ -340,14 +286,3 @@ def _load(choice: ModelChoice) -> LoadedModel:
     except (TypeError, ValueError) as error:
         raise EvalError(str(error)) from None
     return loaded
-
-
-def _case(sample: Sample, entry: Mapping[str, Any] | None) -> Case:
-    question = raw_question(sample.prompt)
-    if entry is None or "region" not in entry:
-        return Case(sample, question)
-    region = tuple(entry["region"])
-    named = tuple(named_of(entry))
-    kind, answer = str(entry.get("type", "")), str(entry.get("answer", ""))
-    grid = tuple(entry["grid"]) if "grid" in entry else None
-    return Case(sample, question, kind, region, named, answer, grid)

@@ -33,6 +33,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from analysis.attention_maps import reader
 from analysis.probe import Probe
+from analysis.redundancy import SCORES, LayerReader
 from analysis.scores import ENCODER_SCORES, LLM_SCORES
 from analysis.semantic_walk import Directions, read_scores, read_states
 from benchmarks.setting import GEOMETRIES, machine, prompt
@@ -99,8 +100,11 @@ def looks(depth: int) -> Iterator[tuple[str, Callable[[], Reducer]]]:
     """What is run: a name, and what makes the method or probe."""
     yield "the model alone", Full
     yield "all scores, every layer", lambda: scores_at(tuple(range(depth)))
-    yield "text and picture, every layer", lambda: text_and_picture(tuple(range(depth)))
-    yield "attention maps, every layer", lambda: Probe(tuple(range(depth)), reader())
+    layers = tuple(range(depth))
+    yield "text and picture, every layer", lambda: text_and_picture(layers)
+    yield "attention maps, every layer", lambda: Probe(layers, reader())
+    left = LayerReader({}, {"one": sys.maxsize}, SCORES, 64)
+    yield "redundancy, every layer", lambda: Probe(layers, left)
 
 
 def reset_peak() -> None:
