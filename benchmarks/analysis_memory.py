@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,9 +26,7 @@ from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
 )
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from analysis.attention_maps import reader
 from analysis.probe import Probe
@@ -40,16 +37,17 @@ from benchmarks.setting import GEOMETRIES, machine, prompt
 from llava.eval.errors import EvalError, run_main
 from llava.eval.files import write_atomically
 from visiondrop import Full
+from visiondrop.profiling.memory import peak_bytes, reset_peak
+from visiondrop.profiling.presets import random_model
 from visiondrop.reducer import Reducer
 
 GIB = 2**30
 PATCH = 14
+CPU = torch.device("cpu")
 
 
 def quick_model(geometry: str, layers: int | None, side: int) -> Any:
-    """A LLaVA of a geometry in bfloat16, its weights a small random block over and over: memory
-    does not depend on them, and seven billion draws take minutes.
-    """
+    """A LLaVA of a geometry in bfloat16 with random weights, made in seconds."""
     vision_layers, vision_width, depth, width, mlp, heads, vocabulary = GEOMETRIES[geometry]
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -63,22 +61,7 @@ def quick_model(geometry: str, layers: int | None, side: int) -> Any:
         ),
         image_token_index=vocabulary - 1,
     )  # fmt: skip
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config).to(torch.bfloat16)
-    model = model.to_empty(device="cpu").eval()
-    block = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            flat = parameter.data.view(-1)
-            scale = 1.0 / max(1, parameter.shape[-1]) ** 0.5
-            whole = flat[: len(flat) // len(block) * len(block)].view(-1, len(block))
-            whole.copy_(block * scale)
-            flat[whole.numel() :] = (block * scale)[: len(flat) - whole.numel()]
-    # What is no weight was left empty, too.
-    model.model.language_model.rotary_emb = LlamaRotaryEmbedding(config.text_config)
-    embeddings: Any = next(m for m in model.modules() if hasattr(m, "position_ids"))
-    embeddings.position_ids = torch.arange(side * side + 1)[None]
-    return model
+    return random_model(config, torch.bfloat16)
 
 
 def scores_at(layers: tuple[int, ...]) -> Probe:
@@ -107,18 +90,6 @@ def looks(depth: int) -> Iterator[tuple[str, Callable[[], Reducer]]]:
     yield "redundancy, every layer", lambda: Probe(layers, left)
 
 
-def reset_peak() -> None:
-    """Set the kernel's peak of this process's memory back to what it holds now."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak() -> int:
-    """Bytes, since `reset_peak`."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found.group(1)) * 1024
-
-
 def measure(model: nn.Module, text_tokens: int) -> Iterator[dict[str, Any]]:
     """One row a look."""
     inputs = prompt(model, text_tokens)
@@ -126,14 +97,14 @@ def measure(model: nn.Module, text_tokens: int) -> Iterator[dict[str, Any]]:
     depth = len(model.model.language_model.layers)  # type: ignore[union-attr,arg-type]
     for name, make in looks(depth):
         method = make()
-        reset_peak()
+        reset_peak(CPU)
         start = time.perf_counter()
         with torch.inference_mode(), method(model, keys=["one"]):
             model.generate(**inputs, max_new_tokens=1, do_sample=False, pad_token_id=0)  # type: ignore[operator]
         yield {
             "what": name,
-            "peak_gib": peak() / GIB,
-            "beside_weights_gib": (peak() - weights) / GIB,
+            "peak_gib": peak_bytes(CPU) / GIB,
+            "beside_weights_gib": (peak_bytes(CPU) - weights) / GIB,
             "seconds": time.perf_counter() - start,
         }
 

@@ -28,11 +28,11 @@ from typing import Any
 import torch
 
 from benchmarks.methods_report import Row, cells, markdown, over_limit
-from benchmarks.overhead import Stopwatch, quartiles
 from benchmarks.setting import GEOMETRIES, QUESTION, machine, prompt, random_clip, random_model
 from visiondrop import Reducer, TowerCache
 from visiondrop.adapters import Geometry, geometry_of
 from visiondrop.methods import METHODS, build_method
+from visiondrop.profiling.latency import Stopwatch, quartiles
 
 DEFAULTS: dict[str, Any] = {
     "geometry": "medium",

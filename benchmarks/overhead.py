@@ -18,8 +18,6 @@ import json
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,26 +32,9 @@ from benchmarks.setting import GEOMETRIES, machine, prompt, random_model
 from visiondrop import VisionDrop
 from visiondrop.adapters import geometry_of
 from visiondrop.profiling import prefill_flops
+from visiondrop.profiling.latency import Stopwatch, quartiles
 
 POCKET = Path(__file__).resolve().parent.parent / "checkpoints" / "pocket-llava"
-
-
-class Stopwatch:
-    """Seconds between `start` and `stop`, waiting for an accelerator to finish at both."""
-
-    def __init__(self, device: torch.device, clock: str = "wall"):
-        self.now = time.perf_counter if clock == "wall" else time.process_time
-        self.wait: Callable[[], Any] = (
-            torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-        )
-
-    def start(self) -> None:
-        self.wait()
-        self.began = self.now()
-
-    def stop(self) -> float:
-        self.wait()
-        return self.now() - self.began
 
 
 class TimedVisionDrop(VisionDrop):
@@ -93,14 +74,6 @@ class Row:
     tflops: float
     flops_over_full: float
     stages: int
-
-
-def quartiles(values: list[float]) -> tuple[float, float]:
-    """First and third quartile; with one value that value twice."""
-    if len(values) < 2:
-        return values[0], values[0]
-    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
-    return first, third
 
 
 @torch.inference_mode()

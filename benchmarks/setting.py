@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from visiondrop.adapters import geometry_of
+from visiondrop.profiling.machine import cpu_name
 
 # vision layers, vision width, decoder layers, decoder width, decoder MLP width, heads, vocabulary
 GEOMETRIES = {
@@ -144,13 +145,3 @@ def machine(model: Any) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "system": platform.platform(),
     }
-
-
-def cpu_name() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -21,6 +20,8 @@ from tests.visiondrop.next_models import PATCHES, SIZES, inputs, prompt, tiny_ne
 from visiondrop import Full, Uniform
 from visiondrop.methods.divprune import DivPrune
 from visiondrop.profiling import LLAVA_15_7B, Flops, ModelSize, kv_bytes, prefill_flops
+from visiondrop.profiling.counting import flop_counter
+from visiondrop.profiling.flops import kv_bytes_by_layer
 
 
 def four_blocks(*totals: int) -> list[int]:
@@ -87,13 +88,7 @@ def measured_flops(model, text_tokens: int, **forward) -> int:
 
 
 def counted_flops(model, ids, **forward) -> int:
-    # CPU attention is not in torch's table and would count as nothing.
-    attention = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-            lambda q, k, v, *args, out_shape=None, **kwargs: sdpa_flop_count(q, k, v)
-        )
-    }
-    counter = FlopCounterMode(display=False, custom_mapping=attention)
+    counter = flop_counter()
     with counter, torch.no_grad():
         model(input_ids=ids, use_cache=False, **forward)
     return counter.get_total_flops()
@@ -156,6 +151,8 @@ def test_kv_bytes_is_what_a_cache_holds():
     cache = model.model.language_model(input_ids=torch.ones(1, 9, dtype=torch.long)).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert kv_bytes(config, [9] * 3, dtype_bytes=4) == held
+    each = [layer.keys.nbytes + layer.values.nbytes for layer in cache.layers]
+    assert kv_bytes_by_layer(config, [9, 18, 0], 4) == [each[0], 2 * each[1], 0]
 
 
 @pytest.mark.parametrize(

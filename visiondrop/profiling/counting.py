@@ -66,9 +66,7 @@ class SkipProducts(TorchDispatchMode):
         self._skipped = {*flop_registry, _FOR_CPU}
         self._blocks = noise_blocks("cpu")
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func._overloadpacket not in self._skipped:
             return func(*args, **kwargs)
@@ -119,15 +117,20 @@ class Counted:
     """What the counter saw in one prefill.
 
     Attributes:
-        parts: of the model; selection: what the method spends at its stages; other: what belongs to
-            neither, which is nothing in the models that are supported.
+        parts: of the model; stages: what the method spends at its stages; sharing: what belongs to
+            neither, which is what the mechanism spends on sharing a budget among tiles.
         samples: one a row, by the mechanism's own record; empty for the stock model.
     """
 
     parts: Flops
-    selection: int
-    other: int
+    stages: int
+    sharing: int
     samples: list[SampleTrace]
+
+    @property
+    def choosing(self) -> int:
+        """All that choosing takes."""
+        return self.stages + self.sharing
 
 
 @torch.inference_mode()

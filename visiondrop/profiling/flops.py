@@ -168,10 +168,15 @@ def kv_bytes(config: Any, tokens_per_layer: Sequence[int], dtype_bytes: int) -> 
         tokens_per_layer: tokens (visual and text) that each decoder layer caches.
         dtype_bytes: bytes of one number: 2 for fp16 and bf16, 4 for fp32.
     """
+    return sum(kv_bytes_by_layer(config, tokens_per_layer, dtype_bytes))
+
+
+def kv_bytes_by_layer(config: Any, tokens_per_layer: Sequence[int], dtype_bytes: int) -> list[int]:
+    """The same layer by layer."""
     size = config if isinstance(config, ModelSize) else ModelSize.from_config(config)
     ledger = list(tokens_per_layer)
     _check(size, ledger)
-    return 2 * size.num_kv_heads * size.head_dim * dtype_bytes * sum(ledger)
+    return [2 * size.num_kv_heads * size.head_dim * dtype_bytes * tokens for tokens in ledger]
 
 
 def _check(size: ModelSize, ledger: list[int]) -> None:
