@@ -115,7 +115,9 @@ def run(args: argparse.Namespace) -> int:
     print(text_table(names, [cells(row, new_tokens) for row in rows]))
     print(f"\n{note(args, setting, store.facts)}")
     for row in rows:
-        if row.method == STOCK and row.faster and row.faster["1"]["median"] > 1:
+        if row.remark:
+            print(f"{row.method}: {row.remark}.")
+        if row.method == STOCK and row.faster and row.faster["1"]["low"] > 1:
             print(f"The stock model is {row.faster['1']['median']:.2f} times as fast as full: "
                   "a speed-up over it is that much smaller.")  # fmt: skip
     deviations = [row.deviation for row in rows if row.deviation is not None]
@@ -174,6 +176,7 @@ def facts_of(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         "tiles": setting.tiles,
         "text_tokens": setting.text_tokens,
         "newlines": setting.newlines,
+        "device": torch.device(args.device).type,
         "dtype": args.dtype,
         "attention": args.attn,
         "compile": "none",
@@ -209,7 +212,7 @@ def fill(
     case: Case, args: argparse.Namespace, setting: Setting, geometry: Geometry, model: Any
 ) -> Row:
     """All figures of one row."""
-    row = Row(case.name, case.tokens, case.reason)
+    row = Row(case.name, case.tokens, case.reason, case.remark)
     if case.reason:
         return row
     method = case.method
@@ -265,6 +268,7 @@ def note(args: argparse.Namespace, setting: Setting, facts: dict[str, Any]) -> s
             "Times: median (quartiles); faster: than full in the same turn; selection and of rest: "
             "time at the method's stages, and over the rest of its prefill. "
         )
+    where["device"] = facts["machine"]["device"]
     shown = ("device", "threads", "dtype", "attention", "torch", "transformers")
     return text + ", ".join(f"{name} {where[name]}" for name in shown) + "."
 

@@ -27,6 +27,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SMALL = ["--new-tokens", "1,3", "--repeats", "2", "--warmup", "0", "--text-tokens", "30"]
 
+PRESET = ["--preset", "llava-1.5-7b"]
 # TFLOPs as the VisionDrop paper prints them.
 PAPER = [
     ("llava-1.5-7b", "full", "64", 9.06),
@@ -78,6 +79,20 @@ def test_counted_on_four_layers(
     assert (newlines > 0) == ("next" in preset), "newlines are among them"
     printed = capsys.readouterr().out
     assert NOT_MEASURED in printed and "differ by 0.00% at most" in printed
+
+
+def test_two_layers_run_and_say_what_they_lack(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "two.json"
+    assert profile.main([*PRESET, "--layers", "2", "--flops", "--json", str(out)]) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["mean_tokens"] == 64 and row["settings"]["llm"] == {}
+    assert row["tflops_counted"] == pytest.approx(row["tflops_run"], rel=1e-9)
+    assert "2 decoder layers have no room" in row["remark"]
+    assert row["remark"] in capsys.readouterr().out
+    assert profile.main([*PRESET, "--layers", "2", "--flops", "--tokens", "600"]) == 2
+    assert "of 577" in capsys.readouterr().err
 
 
 def test_measured_rows(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,9 +187,6 @@ def test_random_weights_of_a_preset_are_timed(
     for row in json.loads(out.read_text())["rows"]:
         assert row["ttft_ms"]["count"] == 2
         assert row["tflops_counted"] == pytest.approx(row["tflops_run"], rel=1e-9)
-
-
-PRESET = ["--preset", "llava-1.5-7b"]
 
 
 @pytest.mark.parametrize(

@@ -8,25 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from visiondrop.adapters import geometry_of
-from visiondrop.methods import METHODS, build_method
+from visiondrop.methods import METHODS, VisionDrop, build_method
 from visiondrop.profiling.random_clip import random_clip
 from visiondrop.reducer import Reducer
+from visiondrop.schedule import split_total
 from visiondrop.text_encoder import NEED
 
 __all__ = ["STOCK", "Case", "cases_of", "first_words", "key_of", "numbers"]
 
 STOCK = "stock"
 """The model without anything of ours."""
+SHALLOW = 4
+ENCODER_ALONE = (
+    "{} decoder layers have no room for VisionDrop's LLM stages: its encoder stage alone"
+)
 
 
 @dataclass
 class Case:
-    """A row to be: the method, or why there is none."""
+    """A row to be: the method, or why there is none; in what the method is not itself."""
 
     name: str
     tokens: float | None
     method: Reducer | None = None
     reason: str = ""
+    remark: str = ""
 
 
 def cases_of(
@@ -65,6 +71,13 @@ def cases_of(
         fixed = "@" in name or not cls.budgeted()
         for budget in [None] if fixed else budgets:
             case = Case(name, budget)
+            if name == VisionDrop.name and budget and not fields and geometry.num_layers < SHALLOW:
+                # For a first look with --layers 2: it has to run, and to say what it is.
+                case.remark = ENCODER_ALONE.format(geometry.num_layers)
+                case.method = VisionDrop(split_total(round(budget)))
+                case.method.check(geometry)
+                cases.append(case)
+                continue
             try:
                 case.method = build_method(name, budget, geometry=geometry, args=own)
             except (ValueError, TypeError) as error:

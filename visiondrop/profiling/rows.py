@@ -24,7 +24,7 @@ class Row:
         method: name in the registry, or "stock" for the model without the mechanism; settings: the
             method whole.
         tokens: asked for; None for methods without a budget.
-        reason: why there are no figures.
+        reason: why there are no figures; remark: in what the method is not itself.
         mean_tokens: visual tokens, the mean over decoder layers, by plan.
         tflops, parts: the VisionDrop paper's counting (whole tower, LM head at all positions).
         tflops_run, parts_run: what runs (tower to the layer that is read, LM head at the last
@@ -40,6 +40,7 @@ class Row:
     method: str
     tokens: float | None = None
     reason: str = ""
+    remark: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     mean_tokens: float | None = None
     tflops: float | None = None

@@ -51,6 +51,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", default=env("DTYPE"), help="bfloat16 for the bundled model on a CPU")
     p.add_argument("--batch-size", default=env("BATCH"))
     p.add_argument("--tower-cache", default="1024", help="MiB of tower outputs a process shares")
+    p.add_argument(
+        "--measured",
+        default=env("MEASURED"),
+        help=f"{EFFICIENCY}: files of python -m visiondrop.profile, for milliseconds",
+    )
     p.add_argument("--wandb", action="store_true", help="a run for each cell, in one group")
     p.add_argument("--overwrite", action="store_true", help="throw away other runs' answers")
     return p
@@ -61,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser().parse_known_args(argv)
     if args.table == EFFICIENCY:
         return efficiency.main(args, rest)
+    if args.measured:
+        raise EvalError(f"--measured {args.measured}: only {EFFICIENCY} has milliseconds")
     spec = get_spec(args.table)
     spec = spec.quickly() if args.quick else spec
     base, methods, first = choose_methods(spec, args.methods)

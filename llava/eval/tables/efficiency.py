@@ -1,7 +1,7 @@
 """The efficiency table: FLOPs and cache of a prefill by formula, beside the paper's figures.
 
-No weights are needed.  Milliseconds are for a GPU with the real checkpoint: cells of what was not
-measured say so.
+No weights are needed.  Milliseconds come from files of ``python -m visiondrop.profile``, if any are
+named (``--measured``); cells of what was not measured say so.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from llava.eval.published import published
 from llava.eval.table import markdown
 from llava.eval.tables.grid import Grid, Text
 from llava.eval.tables.latex import latex
+from llava.eval.tables.measured import Measured, read_measured
 from llava.eval.tables.presets import PRESETS, Preset
 from llava.eval.tables.registry import EFFICIENCY
 from llava.eval.tables.spec import FULL
@@ -29,7 +30,7 @@ from visiondrop.profiling.flops import kv_bytes, prefill_flops
 TITLE = "Efficiency: FLOPs and KV cache of a prefill"
 HEAD = [
     *("method", "asked", "tokens", "TFLOPs", "of full", "KV MB", "TFLOPs, paper's counting"),
-    *("published TFLOPs", "ms", "published ms"),
+    *("published TFLOPs", "ms to first token", "published ms"),
 ]
 NOT_MEASURED = "not yet measured"
 METHODS_SHOWN = ("visiondrop", "visionzip", "fastv", "sparsevlm", "pyramiddrop", "random")
@@ -87,14 +88,16 @@ def counts_of(preset: Preset, names: tuple[str, ...], tokens: tuple[int, ...]) -
     return rows + [count(preset, name, budget) for budget in tokens for name in names]
 
 
-def row_of(preset: Preset, row: Count, full: Count) -> list[str]:
+def row_of(preset: Preset, row: Count, full: Count, measured: Measured) -> list[str]:
     """The cells under ``HEAD``."""
+    own = measured.cells.get((preset.name, row.method, row.tokens), NOT_MEASURED)
     asked = "-" if row.tokens is None else str(row.tokens)
     theirs = [_published(preset, row, figure) for figure in ("tflops", "latency_ms")]
     if row.flops is None or row.mean is None or row.like_paper is None or row.cache is None:
         least = row.reason.split("not reachable, ")
         told = least[1].split(" with")[0] if len(least) > 1 else "no formula"
-        return [row.method, asked, told, "-", "-", "-", "-", theirs[0], "-", theirs[1]]
+        ms = "-" if own == NOT_MEASURED else own  # a method without a formula can be timed
+        return [row.method, asked, told, "-", "-", "-", "-", theirs[0], ms, theirs[1]]
     assert full.flops is not None
     return [
         row.method,
@@ -105,7 +108,7 @@ def row_of(preset: Preset, row: Count, full: Count) -> list[str]:
         f"{row.cache / 1e6:.1f}",
         tera(row.like_paper),
         theirs[0],
-        NOT_MEASURED,
+        own,
         theirs[1],
     ]
 
@@ -123,8 +126,11 @@ def _published(preset: Preset, row: Count, figure: str) -> str:
     return f"{found[0].value:g} [{found[0].source}]" if found else "-"
 
 
-def note() -> str:
+def note(measured: Measured) -> str:
     """What the figures depend on."""
+    times = "to be measured on a GPU (docs/efficiency.md)"
+    if measured.machines:
+        times = f"time to the first token, median (quartiles), {'; '.join(measured.machines)}"
     texts = "; ".join(
         f"{p.name}: {p.patches} patches in {p.tiles} tile{'s' * (p.tiles > 1)}, {p.text} other "
         "tokens"
@@ -135,8 +141,7 @@ def note() -> str:
         "(of the two 7B models as the paper's figures imply). TFLOPs: what runs, the tower up to "
         "the layer that is read and the LM head at the last position; the paper's counting takes "
         "the whole tower and all positions. What choosing tokens costs is not in it. KV MB: "
-        "float16. ms: to be measured on "
-        "a GPU with the checkpoint; the published ones are from another machine."
+        f"float16. ms: {times}; the published ones are from another machine."
     )
 
 
@@ -144,6 +149,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Write the table; ``rest`` holds flags that it has no use for."""
     if rest:
         raise EvalError(f"{EFFICIENCY} needs no model and takes no {rest[0]}")
+    files = [f.strip() for f in (args.measured or "").split(",") if f.strip()]
+    measured = read_measured(files)
     asked = tuple(n.strip() for n in (args.methods or ",".join(METHODS_SHOWN)).split(","))
     names = tuple(n for n in (METHODS if "all" in asked else asked) if n != FULL)
     parts, groups, sheet = [f"# {TITLE}\n"], [], io.StringIO()
@@ -153,7 +160,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     for preset in PRESETS:
         budgets = tuple(int(t) for t in args.tokens.split(",")) if args.tokens else preset.tokens
         counts = counts_of(preset, names, tuple(budgets))
-        lines = [row_of(preset, row, counts[0]) for row in counts]
+        lines = [row_of(preset, row, counts[0], measured) for row in counts]
         parts.append(f"## {preset.name}\n\n{markdown(HEAD, lines)}")
         groups.append((preset.name, [[Text(cell) for cell in line] for line in lines]))
         for row in counts:
@@ -163,8 +170,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     command = f"Made by `bash scripts/tables/{EFFICIENCY}.sh`."
     folder = Path(args.results or args.out or f"outputs/tables/{EFFICIENCY}")
     for ending, text in (
-        (".md", "\n".join([*parts, f"{note()} {command}\n"])),
-        (".tex", latex(Grid(HEAD, groups), f"{TITLE}. {note()}", EFFICIENCY, texts=1)),
+        (".md", "\n".join([*parts, f"{note(measured)} {command}\n"])),
+        (".tex", latex(Grid(HEAD, groups), f"{TITLE}. {note(measured)}", EFFICIENCY, texts=1)),
         (".csv", sheet.getvalue()),
     ):
         path = folder / f"{EFFICIENCY}{ending}"
