@@ -97,7 +97,8 @@ CLOSING = """
 {next}
 
 - **Table 3, efficiency**: times depend on the machine, so there is no cell to reproduce to the
-  digit; `bash scripts/tables/table3_efficiency.sh` has FLOPs and cache by formula, no times.
+  digit; `bash scripts/tables/table3_efficiency.sh` has FLOPs and cache by formula, and times where
+  a profile is given ([efficiency.md](efficiency.md)).
 - **Table 4, ablation**: no per-benchmark number of it is in `published.csv`, so nothing here
   can be compared. `bash scripts/tables/table4_ablation.sh` runs all its rows; each is a field of
   the method, for instance:
