@@ -1,7 +1,8 @@
 """Two figures of cost: what is measured beside what FLOPs allow, and cost by number of tokens.
 
     python -m benchmarks.efficiency_plot                                   # by formula alone
-    python -m benchmarks.efficiency_plot --profile outputs/profile/pocket.json --out docs/images
+    python -m benchmarks.efficiency_plot --profile outputs/profile/pocket.json --out docs/images \\
+        --markdown docs/results/efficiency_pocket.md                       # and a table of ratios
 
 The first needs a file of `python -m visiondrop.profile --json` with times: speed-up of the first
 token over the unpruned model, by how many times fewer FLOPs a method runs. On the diagonal all that
@@ -23,6 +24,7 @@ from typing import Any
 
 from analysis.plots import COLUMN, PAGE, figure, look_of, save
 from llava.eval.errors import EvalError, run_main
+from llava.eval.files import write_atomically
 from visiondrop import VisionDrop
 from visiondrop.profiling import LLAVA_15_7B, kv_bytes, prefill_flops
 
@@ -180,6 +182,50 @@ def draw_speedup(rows: Sequence[Measured], facts: dict[str, Any], out: Path) -> 
         return save(drawn, out / SPEEDUP)
 
 
+HEAD = (
+    "method", "tokens", "times fewer FLOPs", "times faster, first token", "end to end",
+    "choosing over the rest of the prefill", "KV cache of full",
+)  # fmt: skip
+
+
+def ratios(path: Path) -> str:
+    """The ratios of a profile as a Markdown table, with what they were measured on."""
+    _, facts = read_profile(path)
+    rows = [row for row in json.loads(path.read_text())["rows"] if row["ttft_ms"]]
+    full = next(row for row in rows if row["method"] == "full")
+    last = str(max(facts["new_tokens"]))
+
+    def middle(figures: dict[str, float] | None, scale: float = 1.0, unit: str = "") -> str:
+        if figures is None:
+            return "-"
+        low, median, high = (scale * figures[name] for name in ("low", "median", "high"))
+        places = 1 if unit else 2
+        return f"{median:.{places}f} ({low:.{places}f} to {high:.{places}f}){unit}"
+
+    lines = [HEAD, ["---", *["---:"] * (len(HEAD) - 1)]]
+    for row in rows:
+        run, cache = row["tflops_run"], row["kv_bytes"]
+        lines.append([
+            row["method"],
+            "-" if row["tokens"] is None else f"{row['tokens']:g}",
+            "-" if run is None else f"{full['tflops_run'] / run:.2f}",
+            middle(row["faster"]["1"]),
+            middle(row["faster"][last]),
+            middle(row["of_rest"], 100, " %"),
+            "-" if cache is None else f"{100 * cache / full['kv_bytes']:.0f} %",
+        ])  # fmt: skip
+    clock = "processor time" if facts["clock"] == "processor" else "time"
+    shown = ("model", "weights", "dtype", "attention", "batch", "device", "threads", "torch")
+    what = ", ".join(f"{name} {facts[name]}" for name in shown if name != "device")
+    return "\n".join([f"| {' | '.join(line)} |" for line in lines]) + (
+        f"\n\nOver the unpruned model in the same turn, {clock}; end to end: {last} new tokens. "
+        f"Median (quartiles) of {facts['repeats']} turns. One picture of {facts['visual_tokens']} visual "
+        f"tokens, {facts['text_tokens']} other tokens. {what}, transformers "
+        f"{facts['transformers']}, {json.loads(path.read_text())['machine']['device']}. Made by "
+        f"`python -m benchmarks.efficiency_plot --profile {path} --markdown FILE`.\n"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's text."""
     parser = argparse.ArgumentParser(
@@ -189,11 +235,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--profile", type=Path, help="file of python -m visiondrop.profile")
     parser.add_argument("--out", type=Path, default=Path("outputs/profile"), help="folder")
+    parser.add_argument("--markdown", type=Path, help="write the profile's ratios as a table")
     args = parser.parse_args(argv)
+    if args.markdown and not args.profile:
+        raise EvalError(f"--markdown {args.markdown}: ratios are of a profile; give --profile FILE")
     measured = read_profile(args.profile) if args.profile else None
     paths = draw_curves(args.out)
     if measured is not None:
         paths += draw_speedup(*measured, args.out)
+    if args.markdown:
+        write_atomically(args.markdown, ratios(args.profile))
+        paths.append(args.markdown)
     for path in paths:
         print(f"wrote {path}")
     return 0

@@ -15,6 +15,7 @@ of ours, which also runs the vision tower's last layer. Stopped, the same comman
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -180,6 +181,7 @@ def facts_of(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         "dtype": args.dtype,
         "attention": args.attn,
         "compile": "none",
+        "kernels": os.environ.get("VISIONDROP_KERNELS", "auto"),
         "counted": not args.no_count,
         "timed": not args.flops,
     }

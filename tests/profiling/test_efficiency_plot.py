@@ -30,9 +30,21 @@ def test_curves_begin_at_the_published_model() -> None:
 def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
     path = folder / "p.json"
     content = {
-        "settings": {"model": "m", "clock": "wall"},
-        "versions": {"torch": "2"},
-        "machine": {"device": "d"},
+        "settings": {
+            "model": "m",
+            "clock": "wall",
+            "weights": "random",
+            "dtype": "float16",
+            "batch": 1,
+            "attention": "sdpa",
+            "new_tokens": [1, 16],
+            "repeats": 3,
+            "visual_tokens": 576,
+            "text_tokens": 66,
+            "device": "cuda",
+        },
+        "versions": {"torch": "2", "transformers": "5"},
+        "machine": {"device": "d", "threads": 1},
         "rows": rows,
     }
     path.write_text(json.dumps(content))
@@ -42,7 +54,8 @@ def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
 def row(method: str, tokens: float | None, tera: float | None, faster: float) -> dict[str, Any]:
     spread = {"low": faster - 0.1, "median": faster, "high": faster + 0.2, "count": 3}
     return {"method": method, "tokens": tokens, "tflops_run": tera, "ttft_ms": spread,
-            "faster": {"1": spread}}  # fmt: skip
+            "faster": {"1": spread, "16": spread}, "of_rest": spread if tokens else None,
+            "kv_bytes": None if tera is None else int(tera)}  # fmt: skip
 
 
 def test_measured_points_and_files(tmp_path: Path) -> None:
@@ -57,7 +70,13 @@ def test_measured_points_and_files(tmp_path: Path) -> None:
         plot.Measured("fastv", 64, 2.0, (1.4, 1.5, 1.7)),
     ]
     assert facts["model"] == "m" and facts["device"] == "d"
-    assert plot.main(["--profile", str(path), "--out", str(tmp_path / "new")]) == 0
+    out = ["--out", str(tmp_path / "new"), "--markdown", str(tmp_path / "ratios.md")]
+    assert plot.main(["--profile", str(path), *out]) == 0
+    text = (tmp_path / "ratios.md").read_text()
+    assert "| visiondrop | 64 | 4.00 | 3.00 (2.90 to 3.20) | 3.00 (2.90 to 3.20) |" in text
+    assert "300.0 (290.0 to 320.0) % | 25 % |" in text, "choosing over the rest, and the cache"
+    assert "| tome | 64 | - | 1.20 (1.10 to 1.40) |" in text and "dart" not in text
+    assert "16 new tokens" in text and "of 3 turns" in text and "d. Made by" in text
     assert {file.name for file in (tmp_path / "new").iterdir()} == {
         f"{stem}.{kind}" for stem in (plot.CURVES, plot.SPEEDUP) for kind in ("png", "pdf")
     }
@@ -73,4 +92,6 @@ def test_profiles_without_what_is_drawn_are_refused(tmp_path: Path) -> None:
             plot.main(["--profile", str(path), "--out", str(tmp_path / "new")])
     with pytest.raises(EvalError, match="No such file"):
         plot.main(["--profile", str(tmp_path / "none"), "--out", str(tmp_path / "new")])
+    with pytest.raises(EvalError, match="ratios are of a profile; give --profile"):
+        plot.main(["--markdown", "a.md", "--out", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
