@@ -219,8 +219,8 @@ def ratios(path: Path) -> str:
     what = ", ".join(f"{name} {facts[name]}" for name in shown if name != "device")
     return "\n".join([f"| {' | '.join(line)} |" for line in lines]) + (
         f"\n\nOver the unpruned model in the same turn, {clock}; end to end: {last} new tokens. "
-        f"Median (quartiles) of {facts['repeats']} turns. One picture of {facts['visual_tokens']} visual "
-        f"tokens, {facts['text_tokens']} other tokens. {what}, transformers "
+        f"Median (quartiles) of {facts['repeats']} turns. One picture of {facts['visual_tokens']} "
+        f"visual tokens, {facts['text_tokens']} other tokens. {what}, transformers "
         f"{facts['transformers']}, {json.loads(path.read_text())['machine']['device']}. Made by "
         f"`python -m benchmarks.efficiency_plot --profile {path} --markdown FILE`.\n"
     )
