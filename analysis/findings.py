@@ -34,6 +34,9 @@ KEPT = Path("docs/results/findings.json")
 PAGE = Path("docs/findings.md")
 OUT = Path("outputs/findings")
 LENGTHS = ("long", "short")
+SLACK = 0.02
+"""By how much a number may leave its interval: where all pictures agree the interval has no width,
+and another machine rounds otherwise."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Finding:
         claim: the section of the page that it belongs to.
         says: what it is, in words.
         study: the command that makes it; table: the CSV that holds it, without ending.
-        where: the values that its row has, by column; one row must have them all.
+        where: the values that its row has, by column, null where it has none; one row must have
+            them all.
         value, low, high, n: columns of the number, its interval and its questions.
         digits: that the page prints.
     """
@@ -134,7 +138,7 @@ def look_up(finding: Finding, folder: Path) -> Measured:
         if column not in table:
             known = ", ".join(table.columns)
             raise EvalError(f"{finding.name}: {path} has no column {column!r}, it has {known}")
-        table = table[table[column] == value]
+        table = table[table[column].isna() if value is None else table[column] == value]
     if len(table) != 1:
         raise EvalError(f"{finding.name}: {len(table)} rows of {path} are {dict(finding.where)}")
     row = table.iloc[0]
@@ -212,7 +216,7 @@ def moved(now: Measured, short: Measured, long: Measured) -> str:
     Args:
         now: measured again by the short run; short, long: as they were kept.
     """
-    slack = 1e-6 * max(1.0, abs(short.value))
+    slack = SLACK * max(1.0, abs(short.value))
     if not short.low - slack <= now.value <= short.high + slack:
         return f"{now.value:.4g} left the short run's interval [{short.low:.4g}, {short.high:.4g}]"
     if now.low > long.high + slack or now.high < long.low - slack:
@@ -243,16 +247,18 @@ def check(plan: Plan, kept: Mapping[str, Mapping[str, Measured]], out: Path, onl
 
 
 def table_of(plan: Plan, kept: Mapping[str, Mapping[str, Measured]], claim: str) -> str:
-    """The Markdown table of one claim."""
-    lines = ["| what | value, 95 % interval | n | command |", "| --- | ---: | ---: | --- |"]
-    for finding in plan.findings:
-        if finding.claim == claim:
-            number = kept[finding.name]["long"]
-            command = plan.studies[finding.study].command()
-            lines.append(
-                f"| {finding.says} | {number.text(finding.digits)} | {number.n} | `{command}` |"
-            )
-    return "\n".join(lines)
+    """The Markdown table of one claim, and the command that made it (or one a row)."""
+    own = [finding for finding in plan.findings if finding.claim == claim]
+    commands = list(dict.fromkeys(plan.studies[f.study].command() for f in own))
+    alone = len(commands) == 1
+    lines = ["| what | value, 95 % interval | n |", "| --- | ---: | ---: |"]
+    for finding in own:
+        number = kept[finding.name]["long"]
+        says = finding.says
+        if not alone:
+            says += f" (`{plan.studies[finding.study].command()}`)"
+        lines.append(f"| {says} | {number.text(finding.digits)} | {number.n} |")
+    return "\n".join([*lines, "", f"Made by `{commands[0]}`."] if alone else lines)
 
 
 def fill(page: str, plan: Plan, kept: Mapping[str, Mapping[str, Measured]]) -> str:

@@ -116,6 +116,8 @@ def grid_figure(
         region = any(o.shown.squares for o in looks)
         note = "below each: visual tokens after the last stage"
         note += ", and how much of what is asked for is kept" * region
+        tiled = any(CROPS in one.boxes for one in looks)
+        note += "; large: the crops, small: the thumbnail" * tiled
         legend(drawn, region, merges_at_end(looks), note, joins)
         return plots.save(drawn, stem)
 

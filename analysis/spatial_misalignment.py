@@ -294,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_flags(parser, "spatial_misalignment", 24, ["gqa", "vqav2"])
+    add_flags(parser, "spatial_misalignment", 16, ["gqa", "vqav2"])
     parser.add_argument("--methods", default=",".join(METHODS), help="name or name+field=value")
     parser.add_argument("--tokens", type=numbers, default=BUDGETS, help="true means over layers")
     parser.add_argument("--groups", default=",".join(ASKED), help='of questions, or "all"')

@@ -32,7 +32,10 @@ step "ruff format" $bin/ruff format --check .
 step "mypy" $bin/python -m mypy
 step "pytest" $bin/python -m pytest -q -n "${WORKERS:-2}" --durations=10 ${pytest_args[@]+"${pytest_args[@]}"}
 case "${pytest_args[*]-}" in
-  "" | --all-cells) step "notebooks" $bin/python -m pytest -q --nbmake notebooks ;;
+  "" | --all-cells)
+    step "notebooks" $bin/python -m pytest -q --nbmake notebooks
+    step "findings" $bin/python -m analysis.findings check
+    ;;
 esac
 
 if [ ${#failed[@]} -gt 0 ]; then

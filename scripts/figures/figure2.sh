@@ -6,7 +6,7 @@
 # Settings, as flags or as variables: MODEL, DATA (a folder with a folder for each benchmark),
 # BENCHMARKS, SCORES, TOKENS, LIMIT, SEEDS, NPROC, BATCH, DTYPE
 set -euo pipefail
-export LIMIT=${LIMIT:-32} BATCH=${BATCH:-16} DTYPE=${DTYPE:-bfloat16} OUT=${OUT:-outputs/figures}
+export LIMIT=${LIMIT:-24} BATCH=${BATCH:-12} DTYPE=${DTYPE:-bfloat16} OUT=${OUT:-outputs/figures}
 export SCORES=${SCORES:-text,visual,visual_corrected,random,uniform,oracle}
 exec bash "$(dirname "${BASH_SOURCE[0]}")/figure.sh" analysis.scoring_comparison \
   --out "outputs/analysis/scoring_comparison-$LIMIT" --results "$OUT" --stem figure2 "$@"

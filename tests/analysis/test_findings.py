@@ -55,7 +55,7 @@ def test_a_row_that_is_not_one_is_refused(plan, tmp_path, where, says):
 def test_a_number_that_leaves_its_interval_is_found(plan, tmp_path):
     kept = findings.measure(plan[0], findings.LENGTHS, tmp_path)
     assert findings.check(plan[0], kept, tmp_path, ()) == {"one": ""}
-    plan[1].rows[0]["mean"] = 0.61
+    plan[1].rows[0]["mean"] = 0.63
     assert "left the short run's interval" in findings.check(plan[0], kept, tmp_path, ())["one"]
     plan[1].rows[0] |= {"mean": 0.59, "low": 0.58, "high": 0.6}
     kept["one"]["long"] = Measured(0.3, 0.2, 0.4, 90)
@@ -76,8 +76,24 @@ def test_numbers_are_kept_and_filled_into_the_page(plan, tmp_path):
     assert findings.read_kept(tmp_path / "kept.json") == kept
     page = "before\n<!-- findings:begin claim -->\nold\n<!-- findings:end -->\nafter\n"
     filled = findings.fill(page, plan[0], kept)
-    assert "| the mean of a | 0.500 [0.400, 0.600] | 30 | `python -m study_of_nothing" in filled
+    assert "| the mean of a | 0.500 [0.400, 0.600] | 30 |" in filled
+    assert "Made by `python -m study_of_nothing --limit 9`." in filled
     assert "old" not in filled and filled.startswith("before") and filled.endswith("after\n")
     assert findings.fill(filled, plan[0], kept) == filled
     with pytest.raises(EvalError, match="marks"):
         findings.fill("no marks", plan[0], kept)
+
+
+def test_the_page_holds_what_was_measured_at_both_lengths():
+    """`analysis.findings check`, a step of scripts/test.sh, measures it again."""
+    plan, kept = findings.read_plan(), findings.read_kept()
+    assert {finding.name for finding in plan.findings} == set(kept)
+    assert all(set(lengths) == set(findings.LENGTHS) for lengths in kept.values())
+    page = findings.PAGE.read_text(encoding="utf-8")
+    assert findings.fill(page, plan, kept) == page
+    script = findings.Path("scripts/test.sh").read_text(encoding="utf-8")
+    assert "-m analysis.findings check" in script
+    for name, lengths in kept.items():
+        long, short = lengths["long"], lengths["short"]
+        assert long.low <= long.value <= long.high, name
+        assert not findings.moved(short, short, long), name
