@@ -79,3 +79,19 @@ def test_looks_differ_without_colour():
     names = (*names, "patches", "random", "uniform")
     assert len({plots.look_of(name).marker for name in names}) == len(names)
     assert len({plots.look_of(name).hatch for name in names}) == len(names)
+
+
+def test_tables_and_pictures_go_to_wandb(tmp_path, monkeypatch):
+    """Offline: what would be uploaded is in the run's folder."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with plots.figure(figsize=(1, 1)) as (drawn, _):
+        paths = plots.save(drawn, tmp_path / "one")
+    table = pd.DataFrame({"layer": ["1", "tower"], "value": [0.5, np.nan]})
+    said = report.log("bias", {"limit": 3}, {"t": table}, paths, tmp_path)
+    assert "bias" in said and "offline" in said
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    names = [path.name for path in run.rglob("*") if path.is_file()]
+    assert any(name.startswith("one_") and name.endswith(".png") for name in names)
+    assert any(name.startswith("t_") and name.endswith(".table.json") for name in names)
+    assert any(name.endswith(".wandb") for name in names)
