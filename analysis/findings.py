@@ -6,8 +6,8 @@
 
 docs/findings.json says which command makes which number; docs/results/findings.json keeps what was
 measured, at length and on the fewer pictures that `check` runs. A number has moved where the short
-run leaves the interval that the same short run had, or where its interval and the long run's have
-nothing in common.
+run is off by more than a part of the interval that the same short run had, or where its interval
+and the long run's have nothing in common.
 """
 
 from __future__ import annotations
@@ -34,9 +34,12 @@ KEPT = Path("docs/results/findings.json")
 PAGE = Path("docs/findings.md")
 OUT = Path("outputs/findings")
 LENGTHS = ("long", "short")
-SLACK = 0.02
-"""By how much a number may leave its interval: where all pictures agree the interval has no width,
-and another machine rounds otherwise."""
+ROUNDING = 0.02
+"""By how much a number may differ whose interval has no width, as all pictures agree: another
+machine rounds otherwise."""
+PART = 0.25
+"""By what part of its interval's width a number may differ otherwise: the short run looks at the
+same pictures each time."""
 
 
 @dataclass(frozen=True)
@@ -216,10 +219,11 @@ def moved(now: Measured, short: Measured, long: Measured) -> str:
     Args:
         now: measured again by the short run; short, long: as they were kept.
     """
-    slack = SLACK * max(1.0, abs(short.value))
-    if not short.low - slack <= now.value <= short.high + slack:
-        return f"{now.value:.4g} left the short run's interval [{short.low:.4g}, {short.high:.4g}]"
-    if now.low > long.high + slack or now.high < long.low - slack:
+    width = short.high - short.low
+    room = PART * width if width > 1e-9 else ROUNDING * max(1.0, abs(short.value))
+    if not abs(now.value - short.value) <= room:
+        return f"{now.value:.4g} where the short run had {short.value:.4g}, give or take {room:.2g}"
+    if now.low > long.high + room or now.high < long.low - room:
         return (
             f"[{now.low:.4g}, {now.high:.4g}] has nothing in common with the long run's "
             f"[{long.low:.4g}, {long.high:.4g}]"

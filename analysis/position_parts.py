@@ -287,14 +287,16 @@ class PositionalBias:
             by_place, by_patch = (np.stack([row[k] for row in held]) for k in (1, 2))
             place = stats.mean_with_others(by_place, picture)
             patch = stats.mean_with_others(by_patch, picture)
+            own = [picture == i for i in range(len(self.held))]
+            shares = {
+                "place_share": stats.of_pairs([place[rows_of].mean() for rows_of in own]),
+                "content_share": [
+                    stats.mean_with_others(by_patch[of], np.arange(of.sum())).mean() for of in own
+                ],
+                "patch_share": stats.of_pairs([patch[rows_of].mean() for rows_of in own]),
+            }
             for i, case in enumerate(self.held):
-                own = picture == i
-                content = stats.mean_with_others(by_patch[own], np.arange(own.sum()))
-                measures = {
-                    "place_share": (float(place[own].mean()), 0.0),
-                    "content_share": (float(content.mean()), 0.0),
-                    "patch_share": (float(patch[own].mean()), 0.0),
-                }
+                measures = {share: (float(values[i]), 0.0) for share, values in shares.items()}
                 self.tally.add(Key("shuffle", name, layer), case.picture, measures)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "kept_at_the_end",
     "mean_with_others",
     "mirrored",
+    "of_pairs",
     "overlap",
     "ranks",
     "top",
@@ -178,6 +179,18 @@ def mean_with_others(rows: np.ndarray, groups: Sequence[int] | np.ndarray) -> np
     known = ~np.isnan(table)
     with np.errstate(invalid="ignore"):
         return np.where(known, table, 0).sum(1) / known.sum(1)
+
+
+def of_pairs(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """[r], values whose mean is that of `values` and whose spread is twice theirs.
+
+    A mean over pairs of pictures varies with each picture through both members: by Hoeffding's
+    projection twice as much as the mean of r independent values, each a picture's mean with all
+    others, would. So widened, an interval that draws pictures is right.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    middle = values.mean()
+    return middle + 2 * (values - middle)
 
 
 def kept_at_the_end(sample: SampleTrace, picture: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -66,6 +66,8 @@ def compute(
     """
     chosen = check(setting, layers, tokens)
     seen = see(setting, chosen, tokens, each, seed) if seen is None else seen
+    if not setting.geometry.has_cls:
+        print("left out: CLS: this vision tower has no CLS token whose attention could be read")
 
     def mixing() -> pd.DataFrame:
         if len({s.case.picture for s in seen}) < 4:

@@ -220,9 +220,10 @@ def _moved(states: np.ndarray, grey: np.ndarray) -> np.ndarray:
 
 
 def _readers(seen: Sequence[Seen], layers: Sequence[int], seed: int) -> list[tuple[Any, ...]]:
-    """Nothing where nobody knows what pictures show."""
+    """Nothing, and a line that says so, where what is shown is known of too few pictures."""
     known = [s for s in seen if s.states is not None and (s.roles == OBJECT).any()]
-    if len({s.case.picture for s in known}) < FOLDS:
+    if (count := len({s.case.picture for s in known})) < FOLDS:
+        print(f"left out: readers: what is shown is known of {count} pictures, {FOLDS} are needed")
         return []
     roles = np.concatenate([s.roles for s in known])
     question = np.repeat(np.arange(len(known)), [len(s.roles) for s in known])

@@ -35,14 +35,16 @@ def column_means(
         nan = float("nan")
         return [Interval(float(m), nan, nan, *c) for m, c in zip(means, counts, strict=True)]
     width = values.shape[1]
-    with np.errstate(invalid="ignore"):
-        found = bootstrap_statistics(
-            np.concatenate([filled, known], 1),
-            names,
-            # Draws that hold nothing of a column say nothing of it.
-            lambda sums: np.nan_to_num(sums[:, :width] / sums[:, width:], nan=0.0),
-            resamples=resamples,
-        )
+    whole = filled.sum(0) / np.maximum(known.sum(0), 1)
+
+    def means_of(sums: np.ndarray) -> np.ndarray:
+        # A draw that holds nothing of a column says nothing of it: it is put in the middle.
+        held = sums[:, width:]
+        return np.where(held > 0, sums[:, :width] / np.maximum(held, 1), whole)
+
+    found = bootstrap_statistics(
+        np.concatenate([filled, known], 1), names, means_of, resamples=resamples
+    )
     out = []
     for one, (n, pictures) in zip(found, counts, strict=True):
         ends = (one.low, one.high) if pictures > 1 else (float("nan"),) * 2

@@ -56,9 +56,11 @@ def test_a_number_that_leaves_its_interval_is_found(plan, tmp_path):
     kept = findings.measure(plan[0], findings.LENGTHS, tmp_path)
     assert findings.check(plan[0], kept, tmp_path, ()) == {"one": ""}
     plan[1].rows[0]["mean"] = 0.63
-    assert "left the short run's interval" in findings.check(plan[0], kept, tmp_path, ())["one"]
-    plan[1].rows[0] |= {"mean": 0.59, "low": 0.58, "high": 0.6}
-    kept["one"]["long"] = Measured(0.3, 0.2, 0.4, 90)
+    assert "where the short run had 0.5" in findings.check(plan[0], kept, tmp_path, ())["one"]
+    plan[1].rows[0]["mean"] = 0.54
+    assert findings.check(plan[0], kept, tmp_path, ()) == {"one": ""}
+    plan[1].rows[0] |= {"mean": 0.54, "low": 0.53, "high": 0.6}
+    kept["one"]["long"] = Measured(0.2, 0.1, 0.3, 90)
     assert "nothing in common" in findings.check(plan[0], kept, tmp_path, ())["one"]
     del kept["one"]["long"]
     with pytest.raises(EvalError, match="measure --only s"):
@@ -96,4 +98,5 @@ def test_the_page_holds_what_was_measured_at_both_lengths():
     for name, lengths in kept.items():
         long, short = lengths["long"], lengths["short"]
         assert long.low <= long.value <= long.high, name
-        assert not findings.moved(short, short, long), name
+        # The few pictures of the short run say about the same as the many.
+        assert short.low <= long.high and long.low <= short.high, name

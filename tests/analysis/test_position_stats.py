@@ -201,3 +201,23 @@ def test_a_tally_gives_means_with_intervals_and_profiles():
     assert table.loc["visual", "by_row", 1]["mean"] == 1.0
     assert table.loc["visual", "by_row", 1]["n"] == 3
     assert np.isnan(table.loc["lone", "centre_y", -1]["low"])
+
+
+def test_intervals_of_a_mean_over_pairs_are_as_wide_as_it_varies():
+    """Rows with a common profile: the mean correlation over pairs, by many fresh draws of rows."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=60)
+
+    def draw():
+        strength = rng.uniform(0.2, 1.8, 16)[:, None]  # rows differ in how much they share
+        rows = strength * common + rng.normal(size=(16, 60))
+        return stats.mean_with_others(rows, np.arange(16))
+
+    means, implied = [], []
+    for _ in range(400):
+        own = draw()
+        means.append(own.mean())
+        wide = stats.of_pairs(own)
+        assert wide.mean() == pytest.approx(own.mean())
+        implied.append(wide.std(ddof=1) / 4)
+    assert 0.8 < np.mean(implied) / np.std(means) < 1.25

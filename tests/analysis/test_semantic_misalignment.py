@@ -280,7 +280,8 @@ def test_questions_whose_regions_nobody_knows(siglip, tmp_path, capsys):
     where = ["--data", str(data.folder), "--model-path", str(siglip), "--tokens", "9"]
     assert main([*where, "--layers", "1,3", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert said.count("left out") == 1 and "left out: overlap" in said
+    assert "left out: overlap" in said and "left out: CLS" in said
+    assert "left out: questions" not in said and "left out: mixing" not in said
     table = pd.read_csv(tmp_path / "out" / "semantic_misalignment.csv")
     same = table[(table["part"] == "questions") & (table["score"] == "visual")]
     assert (same["mean"] == 1).all() and set(same["layer"]) == {1, 3}

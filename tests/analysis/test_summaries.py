@@ -28,6 +28,15 @@ def test_gaps_are_left_out_column_by_column():
     assert alone[0].difference == 2 and np.isnan(alone[0].low)
 
 
+def test_draws_that_hold_nothing_of_a_column_do_not_widen_its_interval():
+    values = np.full((10, 2), np.nan)
+    values[[2, 7], 0] = 0.8, 0.9
+    values[:, 1] = 1.0
+    found = column_means(values, list(range(10)), 2000)[0]
+    assert found.difference == pytest.approx(0.85) and found.clusters == 2
+    assert 0.8 <= found.low <= found.high <= 0.9
+
+
 def test_groups_are_averaged_in_their_order():
     table = pd.DataFrame(
         {
