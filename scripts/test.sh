@@ -33,7 +33,7 @@ step "mypy" $bin/python -m mypy
 step "pytest" $bin/python -m pytest -q -n "${WORKERS:-2}" --durations=10 ${pytest_args[@]+"${pytest_args[@]}"}
 case "${pytest_args[*]-}" in
   "" | --all-cells)
-    step "notebooks" $bin/python -m pytest -q --nbmake notebooks
+    step "notebooks" $bin/python -m pytest -q --nbmake notebooks -n "${WORKERS:-2}"
     step "findings" $bin/python -m analysis.findings check
     ;;
 esac
