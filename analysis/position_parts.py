@@ -288,7 +288,7 @@ class PositionalBias:
             place = stats.mean_with_others(by_place, picture)
             patch = stats.mean_with_others(by_patch, picture)
             own = [picture == i for i in range(len(self.held))]
-            shares = {
+            shares: dict[str, Any] = {
                 "place_share": stats.of_pairs([place[rows_of].mean() for rows_of in own]),
                 "content_share": [
                     stats.mean_with_others(by_patch[of], np.arange(of.sum())).mean() for of in own
