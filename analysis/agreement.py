@@ -9,7 +9,6 @@ little more.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from analysis import plots, report
+from analysis.overlap import expected_iou
 from analysis.retained_geometry import (
     kept_tokens,
     region_share,
@@ -76,16 +76,7 @@ def chance_iou(a: int, b: int, total: int) -> float:
     """
     if not 0 <= min(a, b) <= max(a, b) <= total:
         raise ValueError(f"sets of {a} and {b} patches out of {total}")
-    if not a and not b:
-        return 1.0
-    both = np.arange(max(0, a + b - total), min(a, b) + 1)
-    log = [_choose(a, k) + _choose(total - a, b - k) - _choose(total, b) for k in both.tolist()]
-    return float((np.exp(log) * both / (a + b - both)).sum())
-
-
-def _choose(n: int, k: int) -> float:
-    """Logarithm of n over k."""
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return expected_iou(a, b, total) if a or b else 1.0
 
 
 def agree(a: KeptSets, b: KeptSets) -> dict[str, tuple[float, float, float]]:

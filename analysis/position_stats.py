@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from analysis.overlap import iou
 from visiondrop.trace import SampleTrace
 
 __all__ = [
@@ -114,8 +115,7 @@ def mirrored(squares: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 def overlap(first: np.ndarray, second: np.ndarray) -> float:
     """Intersection over union of two sets of squares, -1 left out; NaN where both are empty."""
-    a, b = set(first[first >= 0].tolist()), set(second[second >= 0].tolist())
-    return len(a & b) / len(a | b) if a | b else float("nan")
+    return iou(np.unique(first[first >= 0]), np.unique(second[second >= 0]))
 
 
 def chance_overlap(squares: np.ndarray, k: int, draws: int = 200, seed: int = 0) -> float:

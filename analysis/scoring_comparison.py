@@ -36,7 +36,7 @@ from llava.eval.tables import command
 from llava.eval.tables.board import Answered, Board, Cell
 from llava.eval.tables.columns import Column, Request, plan
 from llava.eval.tables.scores import VARIANTS
-from llava.eval.tables.spec import FULL, SEEDS, Spec
+from llava.eval.tables.spec import FULL, Spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -235,13 +235,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", default=f"outputs/analysis/{NAME}", help="where answers go")
     p.add_argument("--results", help="where the table and the figure go (the same)")
     p.add_argument("--stem", default=NAME, help="their name, without ending")
-    p.add_argument("--seeds", default=env("SEEDS", ",".join(map(str, SEEDS))))
-    p.add_argument(
-        "--nproc", type=int, default=env("NPROC", None, int), help="a process a GPU, or a core"
-    )
-    p.add_argument("--dtype", default=env("DTYPE"), help="bfloat16 for the bundled model on a CPU")
-    p.add_argument("--batch-size", default=env("BATCH"))
-    p.add_argument("--tower-cache", default="1024", help="MiB of tower outputs a process shares")
+    command.add_running_flags(p)
     p.add_argument("--wandb", action="store_true", help="log table and figure to W&B")
     p.add_argument("--overwrite", action="store_true", help="throw away other runs' answers")
     p.set_defaults(quick=False)

@@ -188,10 +188,6 @@ def _looks(method: Reducer, cases: Sequence[Case], traces: Sequence[Any]) -> Ite
         yield Look(case, trace, sorted(found, key=lambda r: -1 if r.layer is None else r.layer))
 
 
-def _choice(path: str, base: str | None, dtype: str, attn: str, device: str) -> ModelChoice:
-    return ModelChoice(path, base, dtype, device, attn)
-
-
 def open_setting(
     model_path: str = "",
     benchmark: str = "textvqa",
@@ -223,9 +219,8 @@ def open_setting(
     pictures = asked.pictures(files)
     pictures.check(samples)
     entries = asked.region_entries(samples, files)
-    choice = _choice(
-        model_path or asked.default_model, model_base, dtype, attn_implementation, device
-    )
+    path = model_path or asked.default_model
+    choice = ModelChoice(path, model_base, dtype, device, attn_implementation)
     loaded = loaded or _load(choice)
     return Setting(
         loaded,
@@ -270,7 +265,7 @@ def picture_setting(
     samples = [Sample(name, question, name) for name in names[:limit]]
     pictures = Folder(root)
     pictures.check(samples)
-    choice = _choice(model_path, model_base, dtype, attn_implementation, device)
+    choice = ModelChoice(model_path, model_base, dtype, device, attn_implementation)
     cases = [Case(sample, raw_question(sample.prompt)) for sample in samples]
     return Setting(
         _load(choice), cases, pictures, str(path), batch_size, choice.dtype_name,

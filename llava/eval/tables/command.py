@@ -31,6 +31,17 @@ EXIT_INCOMPLETE = 4  # the table is written, but cells that should have run coul
 BUNDLED_LIMIT, QUICK_LIMIT = 300, 50
 
 
+def add_running_flags(p: argparse.ArgumentParser) -> None:
+    """How a table's cells are answered."""
+    p.add_argument("--seeds", default=env("SEEDS", ",".join(map(str, SEEDS))))
+    p.add_argument(
+        "--nproc", type=int, default=env("NPROC", None, int), help="a process a GPU, or a core"
+    )
+    p.add_argument("--dtype", default=env("DTYPE"), help="bfloat16 for the bundled model on a CPU")
+    p.add_argument("--batch-size", default=env("BATCH"))
+    p.add_argument("--tower-cache", default="1024", help="MiB of tower outputs a process shares")
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Answer a table's cells and write it; flags of run_benchmark go through to it."
@@ -44,13 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", default=env("DATA"), help="folder with a folder for each benchmark")
     p.add_argument("--out", default=env("OUT"), help="where answers go (outputs/tables/NAME)")
     p.add_argument("--results", default=env("RESULTS"), help="where the table goes (the same)")
-    p.add_argument("--seeds", default=env("SEEDS", ",".join(map(str, SEEDS))))
-    p.add_argument(
-        "--nproc", type=int, default=env("NPROC", None, int), help="a process a GPU, or a core"
-    )
-    p.add_argument("--dtype", default=env("DTYPE"), help="bfloat16 for the bundled model on a CPU")
-    p.add_argument("--batch-size", default=env("BATCH"))
-    p.add_argument("--tower-cache", default="1024", help="MiB of tower outputs a process shares")
+    add_running_flags(p)
     p.add_argument(
         "--measured",
         default=env("MEASURED"),
