@@ -25,6 +25,8 @@ from transformers import DynamicCache
 from visiondrop.adapters.base import Adapter, Geometry
 from visiondrop.cache import cache_name, is_pruned, make_pruned
 from visiondrop.encoder import Encoding, Picture
+from visiondrop.engine.attached import Attached
+from visiondrop.engine.engine import Engine
 from visiondrop.extensions.base import Extension
 from visiondrop.layout import pack
 from visiondrop.mrope import KeptCount, new_planes, note_deltas, prompt_planes, resume_deltas
@@ -51,7 +53,13 @@ class Mechanism:
     """One application of one method to one model: `attach` sets hooks, `detach` removes them."""
 
     def __init__(
-        self, model: Any, adapter: Adapter, geometry: Geometry, method: Reducer, trace: Trace
+        self,
+        model: Any,
+        adapter: Adapter,
+        geometry: Geometry,
+        method: Reducer,
+        trace: Trace,
+        engine: Engine | None = None,
     ):
         self.model, self.adapter, self.geometry = model, adapter, geometry
         self.trace = trace
@@ -62,6 +70,8 @@ class Mechanism:
         self.stage_layers = set(method.llm_layers())
         self.original = method.positions == "original"
         self.extensions: list[Extension] = method.extensions()
+        self.layers: Any = self.decoder.layers  # an engine puts others there for a pass
+        self.fast = None if engine is None else Attached(self, engine)
         self.handles: list[Any] = []
         self.inputs = PictureInputs(model, adapter, Encoding(geometry, self.method, trace))
         self.uncached: Uncached | None = None
@@ -78,7 +88,7 @@ class Mechanism:
             self.decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True),
             self.decoder.register_forward_hook(self.after_decoder, always_call=True),
         ]
-        for index, layer in enumerate(self.decoder.layers):
+        for index, layer in enumerate(self.layers):
             hook = functools.partial(self.before_layer, index)
             self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         if self.geometry.mrope:
@@ -180,6 +190,8 @@ class Mechanism:
             padding = torch.ones(packed.shape[:2], dtype=torch.bool, device=device)
         kwargs["attention_mask"] = self.ready_mask(padding, packed)
         kwargs["position_ids"] = row_positions(run, device)
+        if self.fast is not None:
+            self.fast.begin_prefill(run, kwargs)
         return kwargs
 
     def ready_mask(self, padding: Tensor | None, embeds: Tensor) -> Tensor | None:
@@ -221,7 +233,10 @@ class Mechanism:
         self.run, cache.armed = run, True
         first_block = cache.blocks[0]
         mask = self.ready_mask(first_block.mask, embeds)
-        return dict(kwargs, attention_mask=mask, position_ids=run.blocks[0].positions)
+        kwargs = dict(kwargs, attention_mask=mask, position_ids=run.blocks[0].positions)
+        if self.fast is not None:
+            self.fast.begin_decode(run, kwargs)
+        return kwargs
 
     # ------------------------------------------------------------------ inside and after
 
@@ -243,7 +258,7 @@ class Mechanism:
             kwargs["position_ids"] = block.positions
         if run.prefill and self.method.looks_back and index + 1 in self.stage_layers:
             cos, sin = kwargs["position_embeddings"]
-            run.before = LayerInput(self.decoder.layers[index], hidden, cos, sin)
+            run.before = LayerInput(self.layers[index], hidden, cos, sin)
         if self.original:
             # FlashAttention takes gaps in positions for packed sequences; RoPE has its own
             # argument.
@@ -259,12 +274,12 @@ class Mechanism:
         if run.blocks:
             cos_sin = run.blocks[-1].cos_sin
         # With a decoder spread over devices, the stage runs where its layer is.
-        device = self.decoder.layers[index].self_attn.q_proj.weight.device
+        device = self.layers[index].self_attn.q_proj.weight.device
         if device.type != "meta":
             hidden, cos_sin = hidden.to(device), (cos_sin[0].to(device), cos_sin[1].to(device))
         stage = StageInput(
             index,
-            LayerInput(self.decoder.layers[index], hidden, *cos_sin),
+            LayerInput(self.layers[index], hidden, *cos_sin),
             run.rows,
             run.places,
             run.before,
@@ -292,6 +307,8 @@ class Mechanism:
     def after_decoder(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """Close the forward: lengths onto the cache, what happened into the trace."""
         run, self.run = self.run, None
+        if self.fast is not None:
+            self.fast.end()
         if run is None:
             return
         if run.cache is not None:

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from visiondrop.adapters.base import Geometry
+from visiondrop.engine.engine import Engine
 from visiondrop.extensions.base import Extension
 from visiondrop.functional.anyres_layout import TileGrid
 from visiondrop.merging import Reduction
@@ -307,6 +308,7 @@ class Reducer(ABC):
         keys: list[str] | None = None,
         tower_cache: TowerCache | None = None,
         questions: list[str] | None = None,
+        engine: Engine | None = None,
     ) -> Iterator[Trace]:
         """Apply the method to `model` for the length of a `with` block.
 
@@ -315,11 +317,11 @@ class Reducer(ABC):
             keys: sample keys for seeded methods, see `Trace.set_keys`.
             tower_cache: where tower outputs are kept for pictures named by `Trace.set_pictures`.
             questions: the raw question on each picture, see `Trace.set_questions`.
+            engine: records or compiles what runs again and again, see `visiondrop.engine`.
 
-        Raises:
-            TypeError: unknown model family.
-            ValueError: a budget that the model cannot meet.
-            RuntimeError: the model has a method already.
+        Raises `TypeError` on an unknown model family, `ValueError` on a budget that the model
+        cannot meet or an engine that cannot serve here, `RuntimeError` where the model has a method
+        already.
         """
         from visiondrop.adapters import adapter_of
         from visiondrop.decoder import Mechanism
@@ -342,7 +344,7 @@ class Reducer(ABC):
         _ACTIVE[model] = self
         with ExitStack() as last_first:
             last_first.callback(_ACTIVE.pop, model, None)
-            mechanism = Mechanism(model, adapter, geometry, method, trace)
+            mechanism = Mechanism(model, adapter, geometry, method, trace, engine)
             last_first.callback(mechanism.detach)
             mechanism.attach()
             yield trace

@@ -1,5 +1,5 @@
-"""A function of tensors, recorded once with fixed shapes and played again without Python between its
-kernels.
+"""A function of tensors, recorded once with fixed shapes and played again without Python between
+its kernels.
 
 On CUDA that is a CUDA graph: launching thirty layers costs one call, where Python takes longer to
 launch them one by one than a data-centre GPU takes to run them on a few hundred tokens. "replay" is

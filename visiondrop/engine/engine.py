@@ -53,8 +53,8 @@ class Engine:
             raise EngineError(f"graphs={graphs!r}: 'cuda', 'replay' or 'off' is needed")
         if graphs == "off" and not compile:
             raise EngineError(
-                "an engine that neither records nor compiles does nothing: Engine('cuda') on a GPU, "
-                "Engine(compile=True) elsewhere, or no engine"
+                "an engine that neither records nor compiles does nothing: Engine('cuda') on a "
+                "GPU, Engine(compile=True) elsewhere, or no engine"
             )
         if limit < 1:
             raise EngineError(f"limit={limit}: at least 1 recording is needed")

@@ -1,0 +1,72 @@
+"""An engine at work for one method on one model: for the length of a pass, the decoder's layers are
+replaced by fewer modules that run whole blocks of them.
+
+Stock `forward` loops over whatever stands in `decoder.layers`, so its own embedding, masks, norm
+and head stay as they are. The list is put back after every pass, also after an exception.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from visiondrop.engine.engine import Engine, EngineError
+
+if TYPE_CHECKING:
+    from visiondrop.decoder import Mechanism
+    from visiondrop.run import Run
+
+__all__ = ["Attached"]
+
+
+class Attached:
+    """What the mechanism calls.
+
+    Raises `EngineError` where the method or the model has something that a recording would leave
+    out.
+    """
+
+    def __init__(self, mechanism: Mechanism, engine: Engine):
+        self.mechanism, self.engine = mechanism, engine
+        self.stock: nn.ModuleList = mechanism.decoder.layers
+        refuse(mechanism)
+        engine.bind(mechanism.model)
+
+    def begin_prefill(self, run: Run, kwargs: dict[str, Any]) -> None:
+        """Put blocks in the place of layers, where this prefill can be run so."""
+
+    def begin_decode(self, run: Run, kwargs: dict[str, Any]) -> None:
+        """Put one module in the place of all layers, where this step can be run so."""
+
+    def place(self, modules: list[nn.Module]) -> None:
+        """Let the decoder's forward loop over `modules` until `end`."""
+        self.mechanism.decoder._modules["layers"] = nn.ModuleList(modules)
+
+    def end(self) -> None:
+        """The decoder has its own layers again."""
+        self.mechanism.decoder._modules["layers"] = self.stock
+
+
+def refuse(mechanism: Mechanism) -> None:
+    """Raise `EngineError` on what runs inside layers and would not be recorded."""
+    name = mechanism.method.name
+    if mechanism.extensions:
+        kinds = ", ".join(sorted({type(e).__name__ for e in mechanism.extensions}))
+        raise EngineError(
+            f"{name} changes layers from inside ({kinds}), which a recording would leave out; run "
+            "it without an engine"
+        )
+    if mechanism.geometry.mrope:
+        raise EngineError(
+            "positions with several planes (M-RoPE) are not recorded; run this model without an "
+            "engine"
+        )
+    if mechanism.group is not None:
+        raise EngineError("a model split by tensor parallelism runs without an engine")
+    devices = {str(p.device) for p in mechanism.decoder.parameters()}
+    if len(devices) > 1:
+        raise EngineError(
+            f"the decoder is spread over {', '.join(sorted(devices))}; an engine needs it on one "
+            "device"
+        )
