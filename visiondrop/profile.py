@@ -8,7 +8,7 @@
 Presets have the sizes of published models and random weights: no cost depends on the weights. With
 --flops nothing is timed, no weights are made and no product is computed: seconds on a laptop. Times
 are of one machine; each method takes turns with the unpruned model ("full", with the same attention
-and without torch.compile), and ratios are taken turn by turn. "stock" is the model without anything
+and the same --engine), and ratios are taken turn by turn. "stock" is the model without anything
 of ours, which also runs the vision tower's last layer. Stopped, the same command goes on (--json).
 """
 
@@ -27,6 +27,7 @@ import torch
 from transformers.utils import logging
 
 from visiondrop.adapters import Geometry, geometry_of
+from visiondrop.engine import Engine
 from visiondrop.profiling.cases import STOCK, Case, cases_of, first_words, key_of, numbers
 from visiondrop.profiling.cost import as_run, plan
 from visiondrop.profiling.counting import SkipProducts, count_prefill
@@ -39,6 +40,14 @@ from visiondrop.profiling.rows import Row, Store, cells, head, tera, text_table
 __all__ = ["main"]
 
 DTYPES = ("float16", "bfloat16", "float32")
+ENGINES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "compile": {"graphs": "off", "compile": True},
+    "graphs": {"graphs": "cuda"},
+    "graphs+compile": {"graphs": "cuda", "compile": True},
+    "replay": {"graphs": "replay"},
+}
+"""What `--engine` makes an `Engine` with; "replay" saves nothing and is for checks."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=DTYPES, help="float16 on CUDA and for --flops, else float32")
     p.add_argument("--device", default=None, help="cuda where there is one, else cpu")
     p.add_argument("--attn", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
+    p.add_argument(
+        "--engine", default="none", choices=sorted(ENGINES), help="of every method, full among them"
+    )
     p.add_argument("--layers", type=int, help="decoder layers of a preset, for a first look")
     p.add_argument("--text-tokens", type=int, help="66; any resolution: 113 with 48 newlines")
     p.add_argument("--threads", type=int, help="of a CPU (torch's own)")
@@ -121,6 +133,9 @@ def run(args: argparse.Namespace) -> int:
         if row.method == STOCK and row.faster and row.faster["1"]["low"] > 1:
             print(f"The stock model is {row.faster['1']['median']:.2f} times as fast as full: "
                   "a speed-up over it is that much smaller.")  # fmt: skip
+        if row.recordings:
+            print(f"{row.method}: {row.recordings} recordings, with those of full, in "
+                  f"{row.recording_s:.1f} s before the first turn.")  # fmt: skip
     deviations = [row.deviation for row in rows if row.deviation is not None]
     if deviations:
         print(f"Counter and formula differ by {max(deviations):.2%} at most (what runs, choosing "
@@ -149,6 +164,12 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--device {args.device}: torch sees no CUDA device; use --device cpu")
     if args.attn == "flash_attention_2" and kind != "cuda":
         raise ValueError(f"--attn {args.attn} needs a CUDA device, not {args.device}; use sdpa")
+    if args.engine != "none" and args.flops:
+        raise ValueError(f"--engine {args.engine}: --flops runs nothing; leave one of them out")
+    if args.engine.startswith("graphs") and kind != "cuda":
+        raise ValueError(
+            f"--engine {args.engine} needs a CUDA device, not {args.device}; use compile or none"
+        )
     if args.clock == "processor" and kind != "cpu":
         raise ValueError(f"--clock processor cannot time {args.device}: use --clock wall")
     counts = numbers("--new-tokens", args.new_tokens, int)
@@ -180,7 +201,7 @@ def facts_of(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         "device": torch.device(args.device).type,
         "dtype": args.dtype,
         "attention": args.attn,
-        "compile": "none",
+        "engine": args.engine,
         "kernels": os.environ.get("VISIONDROP_KERNELS", "auto"),
         "counted": not args.no_count,
         "timed": not args.flops,
@@ -249,11 +270,20 @@ def fill(
         times = measure(
             model, setting.inputs(model, args.batch), method,
             new_tokens=numbers("--new-tokens", args.new_tokens, int), warmup=args.warmup,
-            repeats=args.repeats, clock=args.clock, **setting.options(args.batch),
+            repeats=args.repeats, clock=args.clock, engine=engine_of(args, case),
+            **setting.options(args.batch),
         )  # fmt: skip
         for name, value in asdict(times).items():
             setattr(row, name, value)
     return row
+
+
+def engine_of(args: argparse.Namespace, case: Case) -> Engine | None:
+    """A new one for each row, so that no row profits from what another one recorded; none for the
+    stock model.
+    """
+    fields = ENGINES[args.engine]
+    return Engine(**fields) if fields and case.method is not None else None
 
 
 def note(args: argparse.Namespace, setting: Setting, facts: dict[str, Any]) -> str:
@@ -271,7 +301,7 @@ def note(args: argparse.Namespace, setting: Setting, facts: dict[str, Any]) -> s
             "time at the method's stages, and over the rest of its prefill. "
         )
     where["device"] = facts["machine"]["device"]
-    shown = ("device", "threads", "dtype", "attention", "torch", "transformers")
+    shown = ("device", "threads", "dtype", "attention", "engine", "torch", "transformers")
     return text + ", ".join(f"{name} {where[name]}" for name in shown) + "."
 
 

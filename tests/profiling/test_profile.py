@@ -127,7 +127,7 @@ def test_measured_rows(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert row["tflops"] == pytest.approx(told)
     assert found["trim", 20]["settings"]["clip"] == "random weights"
     assert found["trim", 20]["tflops_selection"] > found["random", 20]["tflops_selection"] == 0
-    assert written["settings"]["attention"] == "sdpa" and written["settings"]["compile"] == "none"
+    assert written["settings"]["attention"] == "sdpa" and written["settings"]["engine"] == "none"
     assert {"device", "threads", "system"} == set(written["machine"])
     assert {"python", "torch", "transformers", "cuda"} == set(written["versions"])
     printed = capsys.readouterr().out
@@ -244,3 +244,22 @@ def test_table_of_rows_that_end_early() -> None:
     assert lines[3] == "longer       -  a reason that goes on and on"
     assert latency.spread([1.0]).count == 1 and Row("a").deviation is None
     assert rows.cells(Row("a", 8, "why not"), [1]) == ["a", "8", "why not"]
+
+
+def test_an_engine_for_all(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Full and methods with the same one; a method that it cannot serve says so in its row."""
+    out = tmp_path / "engine.json"
+    arguments = ["--model", str(tiny), *SMALL, "--tokens", "20", "--json", str(out)]
+    assert profile.main([*arguments, "--engine", "replay", "--method", "visiondrop,vmtc_cmai"]) == 0
+    written = json.loads(out.read_text())
+    fast, refused = written["rows"]
+    assert written["settings"]["engine"] == "replay"
+    assert fast["recordings"] > 0 and fast["recording_s"] > 0 and fast["ttft_ms"]["count"] == 2
+    assert refused["reason"].endswith("run it without an engine") and not refused["ttft_ms"]
+    assert f"{fast['recordings']} recordings" in capsys.readouterr().out
+    assert profile.main([*arguments, "--engine", "none"]) == 2
+    assert "engine replay there, none here" in capsys.readouterr().err
+    assert profile.main(["--model", str(tiny), "--engine", "graphs", "--device", "cpu"]) == 2
+    assert "--engine graphs needs a CUDA device, not cpu" in capsys.readouterr().err
+    assert profile.main([*PRESET, "--engine", "compile", "--flops"]) == 2
+    assert "--engine compile" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from visiondrop.engine import Engine
 from visiondrop.methods import Full
 from visiondrop.profiling.counting import around_stages
 from visiondrop.profiling.energy import energy_meter
@@ -83,6 +84,8 @@ class Times:
         peak_bytes: of a generation with the most new tokens; peak_rise: above what was held before
             it (weights, and on a CPU the program).
         energy_j: of such a generation of the whole batch; None where the driver does not tell.
+        recordings, recording_s: what the engine recorded for method and unpruned model together,
+            and how long that took, before anything was timed; None without an engine.
     """
 
     ttft_ms: Spread
@@ -94,6 +97,8 @@ class Times:
     peak_bytes: int | None
     peak_rise: int | None
     energy_j: float | None
+    recordings: int | None = None
+    recording_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -110,6 +115,7 @@ def measure(
     warmup: int = 3,
     repeats: int = 10,
     clock: str = "wall",
+    engine: Engine | None = None,
     **options: Any,
 ) -> Times:
     """Measure a method and, in turns with it, the unpruned model (`Full`).
@@ -120,8 +126,16 @@ def measure(
         new_tokens: numbers of new tokens; 1 is added, for the time to the first.
         warmup: turns that are thrown away; repeats: turns that count.
         clock: "wall", or "processor" for the processor time of all threads (CPU).
+        engine: of both, method and unpruned model, except for the stock model; recordings are made
+            before the first turn.
         options: of `method(model, ...)`: `keys`, `questions`.
     """
+    if engine is not None:
+        options["engine"] = engine
+        for acting in (Full(), method):
+            if acting is not None:
+                with acting(model, **options):
+                    generate(model, inputs, max(new_tokens))
     counts = sorted({1, *new_tokens})
     stopwatch = Stopwatch(model.device, clock)
 
@@ -166,6 +180,8 @@ def measure(
         peak_bytes=peak,
         peak_rise=None if peak is None or held is None else peak - held,
         energy_j=joules,
+        recordings=None if engine is None else engine.recorded,
+        recording_s=None if engine is None else engine.record_seconds,
     )
 
 

@@ -62,6 +62,8 @@ class Row:
     peak_bytes: int | None = None
     peak_rise: int | None = None
     energy_j: float | None = None
+    recordings: int | None = None
+    recording_s: float | None = None
 
     @property
     def deviation(self) -> float | None:

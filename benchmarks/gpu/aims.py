@@ -1,0 +1,137 @@
+"""The aims of the efficiency work beside what was measured, as one table.
+
+    python -m benchmarks.gpu.aims                                  # print
+    python -m benchmarks.gpu.aims --into docs/efficiency.md        # between its two markers
+
+Figures come from files that benchmarks wrote; what no file has is "not yet measured".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.efficiency import RESULT, ROOT
+from llava.eval.errors import EvalError, run_main
+from llava.eval.files import write_atomically
+from llava.eval.table import markdown
+from visiondrop.profiling.rows import NOT_MEASURED
+
+BEGIN, END = "<!-- aims:begin -->", "<!-- aims:end -->"
+RESULTS = ROOT / "docs" / "results"
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One line.
+
+    Attributes:
+        what, where: in words; goal: the number aimed at; most: whether it is an upper limit.
+        file: of `docs/results`; read: the figure in its content.
+        unit: behind the figure, "x" or "%".
+    """
+
+    what: str
+    where: str
+    goal: float
+    most: bool
+    file: str
+    read: Callable[[Any], float]
+    unit: str = "x"
+
+    def shown(self, value: float) -> str:
+        """With its unit."""
+        return f"{value:.1%}" if self.unit == "%" else f"{value:.2f}{self.unit}"
+
+    def cells(self, folder: Path) -> list[str]:
+        """A row: what, where, aim, measured, whether it is met."""
+        limit = f"at {'most' if self.most else 'least'} {self.shown(self.goal)}"
+        value = self.found(folder)
+        if value is None:
+            return [self.what, self.where, limit, NOT_MEASURED, "-"]
+        met = value <= self.goal if self.most else value >= self.goal
+        return [self.what, self.where, limit, self.shown(value), "yes" if met else "**no**"]
+
+    def found(self, folder: Path) -> float | None:
+        """The figure, None where the file or the cell is not there."""
+        path = folder / self.file
+        if not path.exists():
+            return None
+        try:
+            return self.read(json.loads(path.read_text(encoding="utf-8")))
+        except (KeyError, IndexError):
+            return None
+
+
+def best(cell: str, figure: str = "median") -> Callable[[Any], float]:
+    """VisionDrop's better variant in a cell of `benchmarks.gpu.efficiency`."""
+
+    def read(content: Any) -> float:
+        faster = content["cells"][cell]["faster"]
+        return max(faster[k][figure] for k in faster if k.partition("+")[0] == "visiondrop")
+
+    return read
+
+
+def choosing(preset: str) -> Callable[[Any], float]:
+    """Its share with graphs, where the rest is shortest."""
+
+    def read(content: Any) -> float:
+        cell = content["cells"][f"choosing:{preset}"]
+        return float(cell["visiondrop+graphs"]["of_rest"]["median"])
+
+    return read
+
+
+GPU, NEXT, OLD = RESULT.name, "llava-next-7b", "llava-1.5-7b"
+AIMS = [
+    Aim("time to first token, LLaVA-NeXT-7B's sizes, 2,880 to 320, batch 1, over full", "GPU",
+        4.5, False, GPU, best(f"first_token:{NEXT}")),
+    Aim("the same, LLaVA-1.5-7B's sizes, 576 to 64", "GPU", 3, False, GPU,
+        best(f"first_token:{OLD}")),
+    Aim("prefill at batch 8, LLaVA-NeXT-7B: measured over FLOPs' speed-up", "GPU", 0.85, False,
+        GPU, best(f"prefill:{NEXT}", "of_bound"), ""),
+    Aim("the same, LLaVA-1.5-7B", "GPU", 0.85, False, GPU, best(f"prefill:{OLD}", "of_bound"), ""),
+    Aim("choosing over the rest of the prefill, LLaVA-NeXT-7B", "GPU", 0.02, True, GPU,
+        choosing(NEXT), "%"),
+    Aim("the same, LLaVA-1.5-7B", "GPU", 0.02, True, GPU, choosing(OLD), "%"),
+    Aim("decoding, tokens per second, batch 16, 128 new tokens, 2,880 to 320, over full", "GPU",
+        2, False, GPU, best(f"decode:{NEXT}")),
+    Aim("peak of activations and KV cache, batch 8, 2,880 to 320, over full", "GPU", 0.25, True,
+        GPU, lambda c: float(c["cells"][f"memory:{NEXT}"]["of_full"]["visiondrop"]), "%"),
+]  # fmt: skip
+
+
+def table(folder: Path) -> str:
+    """All aims as Markdown."""
+    head = ("what", "where", "aim", "measured", "met")
+    return markdown(head, [aim.cells(folder) for aim in AIMS])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.aims", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("--results", type=Path, default=RESULTS, help="folder with the measured files")
+    p.add_argument("--into", type=Path, help="a Markdown file with the two markers")
+    args = p.parse_args(argv)
+    made = table(args.results)
+    print(made)
+    if args.into is not None:
+        text = args.into.read_text(encoding="utf-8")
+        if text.count(BEGIN) != 1 or text.count(END) != 1:
+            raise EvalError(f"--into {args.into}: needs one line {BEGIN} and one line {END}")
+        before, rest = text.split(BEGIN)
+        write_atomically(args.into, f"{before}{BEGIN}\n{made}{END}{rest.split(END)[1]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
