@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from visiondrop.adapters import adapter_of
+from visiondrop.engine import Engine
 from visiondrop.methods import Full
 from visiondrop.prefix import ROOM, Prefix, cut_prefixes, join_prefixes, left_pad
 from visiondrop.prefix_files import model_fingerprint, read_prefixes, write_prefixes
@@ -55,6 +56,7 @@ class ImageCache(PrefixStore):
             prefix in use outlives its eviction.
         tower_cache: where outputs of the vision tower are kept; by default a store of its own, of
             256 MiB.
+        engine: records or compiles what runs again and again, see `visiondrop.engine`.
 
     Raises:
         TypeError: unknown model family.
@@ -67,11 +69,13 @@ class ImageCache(PrefixStore):
         method: Reducer | None = None,
         max_bytes: int = 2 * 2**30,
         tower_cache: TowerCache | None = None,
+        engine: Engine | None = None,
     ):
         super().__init__(max_bytes)
         self.model: Any = model
         self.method: Reducer = Full() if method is None else method
         self.tower_cache = TowerCache(TOWER_BYTES) if tower_cache is None else tower_cache
+        self.engine = engine
         self.adapter = adapter_of(model)
         self.decoder: Any = self.adapter.decoder(model)
         check_reusable(self.method)
@@ -112,7 +116,7 @@ class ImageCache(PrefixStore):
         if self._trace is not None:
             yield self._trace
             return
-        with self.method(self.model, tower_cache=self.tower_cache) as trace:
+        with self.method(self.model, tower_cache=self.tower_cache, engine=self.engine) as trace:
             self._trace = trace
             try:
                 yield trace

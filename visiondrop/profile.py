@@ -27,7 +27,7 @@ import torch
 from transformers.utils import logging
 
 from visiondrop.adapters import Geometry, geometry_of
-from visiondrop.engine import Engine
+from visiondrop.engine import ENGINES, Engine, engine_named
 from visiondrop.profiling.cases import STOCK, Case, cases_of, first_words, key_of, numbers
 from visiondrop.profiling.cost import as_run, plan
 from visiondrop.profiling.counting import SkipProducts, count_prefill
@@ -40,14 +40,6 @@ from visiondrop.profiling.rows import Row, Store, cells, head, tera, text_table
 __all__ = ["main"]
 
 DTYPES = ("float16", "bfloat16", "float32")
-ENGINES: dict[str, dict[str, Any]] = {
-    "none": {},
-    "compile": {"graphs": "off", "compile": True},
-    "graphs": {"graphs": "cuda"},
-    "graphs+compile": {"graphs": "cuda", "compile": True},
-    "replay": {"graphs": "replay"},
-}
-"""What `--engine` makes an `Engine` with; "replay" saves nothing and is for checks."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -282,8 +274,7 @@ def engine_of(args: argparse.Namespace, case: Case) -> Engine | None:
     """A new one for each row, so that no row profits from what another one recorded; none for the
     stock model.
     """
-    fields = ENGINES[args.engine]
-    return Engine(**fields) if fields and case.method is not None else None
+    return None if case.method is None else engine_named(args.engine)
 
 
 def note(args: argparse.Namespace, setting: Setting, facts: dict[str, Any]) -> str:

@@ -116,13 +116,16 @@ def answer_questions(
         tower_cache = run_tower_cache(loaded.model.device, store.samples, store.batches)
     works = any("error" not in row["metadata"] for row in store.rows())
     held: list[tuple[int, BatchAnswers, float]] = []
+    engine = loaded.engine(store.settings.engine)
     shared = None
     if image_cache:
         several = in_several_batches(store.samples, store.batches)
         most = most_held(loaded.model.device)
-        shared = SharedPrefixes.of(loaded.model, method, store.samples, several, most, tower_cache)
+        shared = SharedPrefixes.of(
+            loaded.model, method, store.samples, several, most, tower_cache, engine
+        )
     bar = tqdm(total=total, initial=done, desc=label, unit="q", position=position, leave=True)
-    applied = method(loaded.model, tower_cache=tower_cache)
+    applied = method(loaded.model, tower_cache=tower_cache, engine=engine)
     if shared is not None:
         applied = shared.cache.applied()
     with bar, torch.inference_mode(), applied as trace:

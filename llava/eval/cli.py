@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llava.eval.engines import add_engine_flag, check_engine
 from llava.eval.errors import EvalError
 from llava.eval.loading import ModelChoice, default_aspect_ratio
 from llava.eval.settings import RunSettings, file_digest, fingerprint
@@ -82,6 +83,7 @@ def add_answer_flags(parser: argparse.ArgumentParser, batch_size: int | None = N
         default=env("IMAGE_CACHE", "on"),
         help="run what the questions of one picture share once, where the method allows it",
     )
+    add_engine_flag(group)
     group.add_argument(
         "--blank-picture",
         action="store_true",
@@ -146,6 +148,7 @@ def run_settings(
             f"need temperature >= 0, num_beams >= 1 and max_new_tokens >= 1; got "
             f"{args.temperature}, {args.num_beams} and {args.max_new_tokens}"
         )
+    check_engine(args, choice.device_name)
     aspect_ratio = args.image_aspect_ratio or default_aspect_ratio(config)
     if aspect_ratio not in ASPECT_RATIOS:
         raise EvalError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -17,6 +17,7 @@ from llava.eval.preparing import Prepared
 from llava.eval.samples import Sample, raw_question
 from llava.eval.settings import RunSettings
 from visiondrop import Trace
+from visiondrop.engine import Engine, engine_named
 from visiondrop.prefix import left_pad
 from visiondrop.trace import SampleTrace
 
@@ -30,6 +31,14 @@ class LoadedModel:
     image_processor: Any
     context_len: int
     name: str
+    engines: dict[str, Engine | None] = field(default_factory=dict)
+
+    def engine(self, name: str) -> Engine | None:
+        """The engine of a name (`visiondrop.engine.ENGINES`), one for all methods: what it records
+        are layers, whatever chose their tokens."""
+        if name not in self.engines:
+            self.engines[name] = engine_named(name)
+        return self.engines[name]
 
     @property
     def pad_id(self) -> int:

@@ -28,6 +28,7 @@ from llava.eval.cli import (
     parse_limit,
     run_settings,
 )
+from llava.eval.engines import usable_engine
 from llava.eval.errors import EXIT_FAILED_SAMPLES, EXIT_OK, run_main
 from llava.eval.loading import load_model, read_config
 from llava.eval.pictures import Folder, Pictures
@@ -86,7 +87,8 @@ def answer(args: argparse.Namespace, everything: Sequence[Sample], pictures: Pic
     )
     asked = args.image_cache == "on"
     shared = may_turn_answers(asked, run.method, samples, settings.dtype)
-    settings = replace(settings, image_cache=shared)
+    engine = usable_engine(args.engine, run.method)
+    settings = replace(settings, image_cache=shared, engine=engine)
     if args.wandb:
         check_wandb()
     loaded: LoadedModel | None = None

@@ -19,6 +19,7 @@ import torch
 from llava.eval.preparing import Prepared
 from llava.eval.samples import Sample
 from visiondrop import ImageCache, TowerCache, Trace
+from visiondrop.engine import Engine
 from visiondrop.parallel import group_of_decoder
 from visiondrop.prefix import Prefix
 from visiondrop.reuse import reads_keys, why_not_reusable
@@ -63,7 +64,7 @@ class SharedPrefixes:
         method: one that `why_not_shared` lets pass.
         several: names of the pictures with questions in several batches; these are held.
         max_bytes: limit of what is held.
-        tower_cache: of the run.
+        tower_cache, engine: of the run.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class SharedPrefixes:
         several: frozenset[str],
         max_bytes: int,
         tower_cache: TowerCache,
+        engine: Engine | None = None,
     ) -> None:
-        self.cache = ImageCache(model, method, max_bytes, tower_cache)
+        self.cache = ImageCache(model, method, max_bytes, tower_cache, engine)
         self.several = several
 
     @classmethod
@@ -86,11 +88,12 @@ class SharedPrefixes:
         several: frozenset[str],
         max_bytes: int,
         tower_cache: TowerCache,
+        engine: Engine | None = None,
     ) -> SharedPrefixes | None:
         """For a run; None where whole prompts are asked."""
         if why_not_shared(method, samples) is not None or not hasattr(model, "expand"):
             return None
-        shared = cls(model, method, several, max_bytes, tower_cache)
+        shared = cls(model, method, several, max_bytes, tower_cache, engine)
         return None if group_of_decoder(shared.cache.decoder) is not None else shared
 
     def generate(

@@ -144,6 +144,7 @@ def build_result(
             for name, value in settings.to_dict().items()
             if name not in ("method", "seed", "questions")
         },
+        "engine": settings.engine,
         "question_file": files.questions.name,
         "questions_sha256": settings.questions,
         "settings_digest": settings.digest,

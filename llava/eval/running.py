@@ -16,6 +16,7 @@ from llava.eval.answering import LoadedModel, answer_questions, dataset_of, in_s
 from llava.eval.answers import AnswerStore, take_answers
 from llava.eval.benchmarks import Benchmark, BenchmarkFiles
 from llava.eval.cli import default_workers, run_settings
+from llava.eval.engines import usable_engine
 from llava.eval.errors import EvalError
 from llava.eval.loading import ModelChoice, load_model
 from llava.eval.near_ties import all_near_ties, near_ties
@@ -65,13 +66,13 @@ class Job:
 
     def settings(self, run: PlannedRun) -> RunSettings:
         if self._settings is None:  # the checkpoint and the questions are hashed once
-            self._settings = run_settings(
-                self.args, self.choice, self.config, str(self.files.questions), {}
-            )
-        asked, dtype = self.args.image_cache == "on", self._settings.dtype
-        image_cache = may_turn_answers(asked, run.method, self.samples, dtype)
-        settings = replace(self._settings, method=run.method.to_dict(), seed=run.seed)
-        return replace(settings, image_cache=image_cache)
+            files = str(self.files.questions)
+            self._settings = run_settings(self.args, self.choice, self.config, files, {})
+        asked, own = self.args.image_cache == "on", self._settings
+        shared = may_turn_answers(asked, run.method, self.samples, own.dtype)
+        engine = usable_engine(self.args.engine, run.method)
+        own = replace(own, method=run.method.to_dict(), seed=run.seed)
+        return replace(own, image_cache=shared, engine=engine)
 
     def new_tower_cache(self, max_bytes: int) -> TowerCache:
         """A store of tower outputs that runs over these samples may share, whatever their method:

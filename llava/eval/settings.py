@@ -72,6 +72,8 @@ class RunSettings:
         blank_picture: every picture replaced by a uniform grey one.
         image_cache: whether questions go on from a kept prefill, where that may turn an answer:
             below float32. Left out of the hash where it is false.
+        engine: what records or compiles the layers (`visiondrop.engine`), "none" for nothing, which
+            the hash leaves out.
     """
 
     model: str
@@ -93,11 +95,14 @@ class RunSettings:
     blank_picture: bool = False
     quantisation: str | None = field(default=None)
     image_cache: bool = False
+    engine: str = "none"
 
     def to_dict(self) -> dict[str, Any]:
         out = json.loads(json.dumps(asdict(self)))
         if not self.image_cache:
             del out["image_cache"]
+        if self.engine == "none":
+            del out["engine"]
         return out
 
     @property

@@ -11,5 +11,6 @@ an engine; `trace.paths` counts both ways.
 """
 
 from visiondrop.engine.engine import Engine, EngineError
+from visiondrop.engine.named import ENGINES, engine_named, why_no_engine
 
-__all__ = ["Engine", "EngineError"]
+__all__ = ["ENGINES", "Engine", "EngineError", "engine_named", "why_no_engine"]

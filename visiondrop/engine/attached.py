@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from visiondrop.engine.engine import Engine, EngineError
+from visiondrop.engine.named import why_no_engine
 
 if TYPE_CHECKING:
     from visiondrop.decoder import Mechanism
@@ -50,13 +51,8 @@ class Attached:
 
 def refuse(mechanism: Mechanism) -> None:
     """Raise `EngineError` on what runs inside layers and would not be recorded."""
-    name = mechanism.method.name
-    if mechanism.extensions:
-        kinds = ", ".join(sorted({type(e).__name__ for e in mechanism.extensions}))
-        raise EngineError(
-            f"{name} changes layers from inside ({kinds}), which a recording would leave out; run "
-            "it without an engine"
-        )
+    if reason := why_no_engine(mechanism.method):
+        raise EngineError(reason)
     if mechanism.geometry.mrope:
         raise EngineError(
             "positions with several planes (M-RoPE) are not recorded; run this model without an "
