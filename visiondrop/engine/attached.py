@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from visiondrop.engine.engine import Engine, EngineError
+from visiondrop.engine.prefill import prefill_blocks
+from visiondrop.kernels import CALLS
 
 if TYPE_CHECKING:
     from visiondrop.decoder import Mechanism
@@ -35,6 +37,11 @@ class Attached:
 
     def begin_prefill(self, run: Run, kwargs: dict[str, Any]) -> None:
         """Put blocks in the place of layers, where this prefill can be run so."""
+        blocks = prefill_blocks(self.mechanism, self.engine, run, kwargs)
+        if blocks is None:
+            CALLS["prefill:plain"] += 1
+        else:
+            self.place(blocks)
 
     def begin_decode(self, run: Run, kwargs: dict[str, Any]) -> None:
         """Put one module in the place of all layers, where this step can be run so."""
