@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from visiondrop.decoder import Mechanism
     from visiondrop.run import Run
 
-__all__ = ["LayerBlock", "hooked", "needs_gradients", "prefill_blocks"]
+__all__ = ["LayerBlock", "hooked", "prefill_blocks", "unfit"]
 
 
 def prefill_blocks(
@@ -41,9 +41,7 @@ def prefill_blocks(
     plain = (
         config._attn_implementation != "sdpa"
         or getattr(config, "sliding_window", None) is not None
-        or decoder.training
-        or needs_gradients(decoder, embeds)
-        or torch.is_autocast_enabled(embeds.device.type)
+        or unfit(decoder, embeds)
         or any(hooked(layer, mechanism.before_layer) for layer in mechanism.layers)
     )
     if plain:
@@ -58,8 +56,15 @@ def prefill_blocks(
     ]
 
 
-def needs_gradients(module: nn.Module, given: Tensor) -> bool:
-    """Whether a pass over `given` has to keep what a backward pass needs."""
+def unfit(module: nn.Module, given: Tensor) -> bool:
+    """Whether a pass over `given` does what no recording holds: dropout, autocast, or keeping what
+    a backward pass needs.
+    """
+    kind = given.device.type
+    if module.training or (
+        torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    ):
+        return True
     if not torch.is_grad_enabled():
         return False
     return given.requires_grad or any(p.requires_grad for p in module.parameters())

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from visiondrop.engine.engine import Engine
-from visiondrop.engine.prefill import hooked, needs_gradients
+from visiondrop.engine.prefill import hooked, unfit
 from visiondrop.kernels import CALLS
 
 __all__ = ["run_tower"]
@@ -35,13 +34,7 @@ def run_tower(
     """
     if engine is None:
         return function(pixel_values)
-    if (
-        engine.graphs == "off"
-        or tower.training
-        or needs_gradients(tower, pixel_values)
-        or torch.is_autocast_enabled(pixel_values.device.type)
-        or hooked(tower)
-    ):
+    if engine.graphs == "off" or unfit(tower, pixel_values) or hooked(tower):
         CALLS["tower:plain"] += 1
         return function(pixel_values)
     shape, attention = tuple(pixel_values.shape), tower.config._attn_implementation
