@@ -4,6 +4,7 @@ and what two prefills have in common.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +19,21 @@ from visiondrop.engine.capture import Function
 class Held:
     """As a recording: inputs and outputs that stay in place. It calls the function again instead
     of playing anything, which takes no time to make; what cannot be recorded it does not find.
+
+    CUDA graphs share memory, so that one may overwrite what another gave. Here each always does.
     """
+
+    alive: weakref.WeakSet[Held] = weakref.WeakSet()
 
     def __init__(self, function: Function, inputs: Sequence[Tensor], *_: Any):
         self.function, self.inputs = function, tuple(inputs)
         self.outputs = tuple(t.clone() for t in function(*self.inputs))
+        self.alive.add(self)
 
     def replay(self) -> None:
+        for other in self.alive - {self}:
+            for held in other.outputs:
+                held.fill_(float("nan"))
         for held, new in zip(self.outputs, self.function(*self.inputs), strict=True):
             held.copy_(new)
 
