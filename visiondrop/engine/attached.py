@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from visiondrop.engine.compiling import refuse_quantised
 from visiondrop.engine.engine import Engine, EngineError
 from visiondrop.engine.prefill import prefill_blocks
 from visiondrop.kernels import CALLS
@@ -33,6 +34,8 @@ class Attached:
         self.mechanism, self.engine = mechanism, engine
         self.stock: nn.ModuleList = mechanism.decoder.layers
         refuse(mechanism)
+        if engine.compile:
+            refuse_quantised(self.stock)
         engine.bind(mechanism.model)
 
     def begin_prefill(self, run: Run, kwargs: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import copy
 import functools
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from visiondrop.engine.engine import Engine, EngineError
 
-__all__ = ["Step", "layer_steps"]
+__all__ = ["Step", "layer_steps", "refuse_quantised"]
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 """(hidden [B, b, D], cos, sin [B or 1, b, d], mask [B, 1, b, b] or None) -> (hidden, key and value
@@ -47,7 +47,13 @@ def layer_steps(
     """
     if not engine.compile:
         return [functools.partial(run_layer, layer.forward, cache_name) for layer in layers]
-    return [compiled_step(engine, layer, cache_name, shapes) for layer in layers]
+    return [
+        engine.compiled(
+            (id(layer), cache_name, shapes),
+            functools.partial(compiled_step, engine, layer, cache_name, shapes),
+        )
+        for layer in layers
+    ]
 
 
 def run_layer(
@@ -69,7 +75,7 @@ def compiled_step(engine: Engine, layer: nn.Module, name: str, shapes: Hashable)
     """The layer's weights, handed to the compiled code of all layers like it."""
     state = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
     make = functools.partial(compile_template, layer, name, engine.backend)
-    compiled = engine.compiled((likeness(layer), shapes), make)
+    compiled = engine.compiled((likeness(layer), name, shapes), make)
     return functools.partial(compiled, state)
 
 
@@ -86,6 +92,17 @@ def likeness(layer: nn.Module) -> Hashable:
         found.append((name, type(part), tuple(sorted(plain.items()))))
         found += [(key, tuple(t.shape), t.stride(), t.dtype) for key, t in own]
     return tuple(found)
+
+
+def refuse_quantised(layers: Iterable[nn.Module]) -> None:
+    """Raise `EngineError` on weights that are no numbers of their own."""
+    for layer in layers:
+        for name, weight in layer.named_parameters():
+            if not weight.is_floating_point():
+                raise EngineError(
+                    f"{name} of {type(layer).__name__} is quantised, and such layers are not "
+                    "compiled: use Engine('cuda') without compile"
+                )
 
 
 def without_weights(module: nn.Module) -> nn.Module:
@@ -112,13 +129,6 @@ def without_weights(module: nn.Module) -> nn.Module:
 
 def compile_template(layer: nn.Module, name: str, backend: str) -> Callable[..., Any]:
     """Compiled, the layer's function with weights as its first argument."""
-    quantised = [key for key, t in layer.named_parameters() if not t.is_floating_point()]
-    if quantised:
-        raise EngineError(
-            f"{quantised[0]} of {type(layer).__name__} is quantised, and such layers are not "
-            "compiled: use Engine('cuda') without compile"
-        )
-
     bare = without_weights(layer)
 
     def step(state: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Any) -> Any:

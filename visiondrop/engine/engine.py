@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import weakref
 from collections.abc import Callable, Hashable, Sequence
@@ -81,7 +82,8 @@ class Engine:
     def bind(self, model: nn.Module) -> None:
         """Serve `model`: recordings of another one, or of weights that have moved, are dropped."""
         first = next(model.parameters())
-        weights = first.data_ptr(), first.device, first.dtype
+        tensors = itertools.chain(model.parameters(), model.buffers())
+        weights = [(t.data_ptr(), t.device, t.dtype) for t in tensors]
         if self._model is None or self._model() is not model or self._weights != weights:
             self.clear()
             self._model, self._weights = weakref.ref(model), weights
