@@ -61,6 +61,7 @@ class Mechanism:
         trace: Trace,
         engine: Engine | None = None,
     ):
+        adapter = adapter.with_engine(engine)
         self.model, self.adapter, self.geometry = model, adapter, geometry
         self.trace = trace
         self.base: Any = adapter.base(model)

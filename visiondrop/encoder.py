@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from visiondrop.adapters.base import Adapter, Geometry, TowerOutput, following_projections
+from visiondrop.kernels import CALLS
 from visiondrop.merging import Reduction, per_picture
 from visiondrop.pictures import Portion
 from visiondrop.reducer import Reducer
@@ -305,6 +306,8 @@ def merge_in_tower(
     CLS goes no further than in the unpruned model: to the decoder only where it has a row there.
     """
     tower, num_layers = adapter.tower(model, **kwargs)
+    if adapter.engine is not None:
+        CALLS["tower:plain"] += 1  # how many tokens a block holds is the method's affair
     merged = run_merging_vit(tower, pixel_values, num_layers, geometry.has_cls, method.tower_block)
     cls = int(geometry.has_cls and not geometry.cls_in_prompt)
     target = merged.target - cls

@@ -6,15 +6,17 @@ state and changes nothing.
 
 from __future__ import annotations
 
+import copy
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from torch import Tensor, nn
 
+from visiondrop.engine.engine import Engine
 from visiondrop.parallel import all_heads
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ __all__ = [
     "first_projections",
     "following_projections",
     "layers_to_run",
-    "run_vit",
 ]
 
 
@@ -138,6 +139,15 @@ class Adapter(ABC):
 
     families: tuple[str, ...] = ()
     """Class names in transformers; subclasses of these classes count too."""
+
+    engine: Engine | None = None
+    """What records the tower, see `with_engine`."""
+
+    def with_engine(self, engine: Engine | None) -> Self:
+        """The same family, with a tower that `engine` records."""
+        other = copy.copy(self)
+        other.engine = engine
+        return other
 
     @abstractmethod
     def geometry(self, config: Any) -> Geometry:
@@ -270,33 +280,6 @@ def tower_heads(attention: Any, query: Tensor, key: Tensor) -> tuple[Tensor, Ten
     """Outputs [B, T, ...] of a tower layer's query and key projections as heads, [B, H, T, d]."""
     sizes = attention.config.num_attention_heads, attention.head_dim
     return all_heads(attention.q_proj, query, *sizes), all_heads(attention.k_proj, key, *sizes)
-
-
-def run_vit(tower: Any, pixel_values: Tensor, num_layers: int) -> TowerOutput:
-    """Run the first `num_layers` layers of a CLIP or SigLIP tower, keeping the last one's q and k.
-
-    Layers above are not run: LLaVA reads hidden state -2, so its tower's last layer is never
-    needed.
-    """
-    hidden = tower.embeddings(pixel_values)
-    if hasattr(tower, "pre_layrnorm"):
-        hidden = tower.pre_layrnorm(hidden)
-    layers = tower.encoder.layers[:num_layers]
-    attention = layers[-1].self_attn
-    store: dict[str, Tensor] = {}
-    for layer in layers[:-1]:
-        hidden = layer(hidden, attention_mask=None)
-    handles = [
-        capture_projection(attention.q_proj, store, "query"),
-        capture_projection(attention.k_proj, store, "key"),
-    ]
-    try:
-        hidden = layers[-1](hidden, attention_mask=None)
-    finally:
-        for handle in handles:
-            handle.remove()
-    query, key = tower_heads(attention, store["query"], store["key"])
-    return TowerOutput(hidden, query, key, float(attention.scale))
 
 
 def following_projections(tower: Any, num_layers: int, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ class InternVLAdapter(LlavaAdapter):
         config: Any = model.config
         index = kwargs.get("vision_feature_layer") or config.vision_feature_layer
         pixels = pixel_values.to(self.base(model).dtype)
-        return run_internvit(tower, pixels, num_layers, last_norm=index == -1)
+        return run_internvit(tower, pixels, num_layers, index == -1, self.engine)
 
     def project(self, model: nn.Module, features: Tensor) -> Tensor:
         """CLS and patches [T, 1 + P, D] to tokens [T, n, D']."""

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from visiondrop.adapters.base import Adapter, Geometry, TowerOutput, layers_to_run, run_vit
+from visiondrop.adapters.base import Adapter, Geometry, TowerOutput, layers_to_run
+from visiondrop.adapters.vit import run_vit
 
 if TYPE_CHECKING:
     from visiondrop.encoder import Encoded, Encoding
@@ -66,7 +67,7 @@ class LlavaAdapter(Adapter):
     def encode(self, model: nn.Module, pixel_values: Tensor, **kwargs: Any) -> TowerOutput:
         """Run the tower up to the layer that is read."""
         tower, num_layers = self.tower(model, **kwargs)
-        return run_vit(tower, pixel_values, num_layers)
+        return run_vit(tower, pixel_values, num_layers, self.engine)
 
     def features(
         self, modality: str, model: nn.Module, encoding: Encoding, *args: Any, **kwargs: Any

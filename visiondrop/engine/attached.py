@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from visiondrop.engine.compiling import refuse_quantised
 from visiondrop.engine.engine import Engine, EngineError
 from visiondrop.engine.named import why_no_engine
+from visiondrop.engine.prefill import prefill_blocks
+from visiondrop.kernels import CALLS
 
 if TYPE_CHECKING:
     from visiondrop.decoder import Mechanism
@@ -32,10 +35,17 @@ class Attached:
         self.mechanism, self.engine = mechanism, engine
         self.stock: nn.ModuleList = mechanism.decoder.layers
         refuse(mechanism)
+        if engine.compile:
+            refuse_quantised(self.stock)
         engine.bind(mechanism.model)
 
     def begin_prefill(self, run: Run, kwargs: dict[str, Any]) -> None:
         """Put blocks in the place of layers, where this prefill can be run so."""
+        blocks = prefill_blocks(self.mechanism, self.engine, run, kwargs)
+        if blocks is None:
+            CALLS["prefill:plain"] += 1
+        else:
+            self.place(blocks)
 
     def begin_decode(self, run: Run, kwargs: dict[str, Any]) -> None:
         """Put one module in the place of all layers, where this step can be run so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import weakref
 from collections.abc import Callable, Hashable, Sequence
@@ -31,6 +32,7 @@ class Engine:
             checks, and saves nothing; "off" records nothing. The default is "cuda" where there is
             such a device, else "off".
         compile: compile each layer with `torch.compile` (once per length, as shapes are static).
+        backend: what compiles, a name that `torch.compile` knows.
         waste: padding to a bucket's end stays below this share of the length.
         limit: recordings that are kept; the one longest unused goes first.
 
@@ -44,6 +46,7 @@ class Engine:
         graphs: Graphs | None = None,
         *,
         compile: bool = False,
+        backend: str = "inductor",
         waste: float = WASTE,
         limit: int = 256,
     ):
@@ -56,10 +59,18 @@ class Engine:
                 "an engine that neither records nor compiles does nothing: Engine('cuda') on a "
                 "GPU, Engine(compile=True) elsewhere, or no engine"
             )
+        if graphs == "replay" and compile:
+            raise EngineError(
+                "graphs='replay' records PyTorch's operations, which compiled code does not show: "
+                "compile with graphs='cuda' or 'off'"
+            )
+        if compile and backend not in (known := torch._dynamo.list_backends(exclude_tags=())):
+            raise EngineError(f"backend={backend!r}: torch.compile knows {', '.join(known)}")
         if limit < 1:
             raise EngineError(f"limit={limit}: at least 1 recording is needed")
         bucket(1, waste)  # refuses what is no share
         self.graphs, self.compile, self.waste, self.limit = graphs, compile, waste, limit
+        self.backend = backend
         self.recorded = self.served = 0
         self.record_seconds = 0.0
         self._recordings: dict[Hashable, Recording] = {}
@@ -71,7 +82,8 @@ class Engine:
     def bind(self, model: nn.Module) -> None:
         """Serve `model`: recordings of another one, or of weights that have moved, are dropped."""
         first = next(model.parameters())
-        weights = first.data_ptr(), first.device, first.dtype
+        tensors = itertools.chain(model.parameters(), model.buffers())
+        weights = [(t.data_ptr(), t.device, t.dtype) for t in tensors]
         if self._model is None or self._model() is not model or self._weights != weights:
             self.clear()
             self._model, self._weights = weakref.ref(model), weights
@@ -104,7 +116,8 @@ class Engine:
         """The outputs of `function` on inputs that `fill` has written.
 
         Args:
-            name: what `trace.paths` counts it under, with ":graph" or ":plain" behind.
+            name: what `trace.paths` counts it under, with ":graph" behind, or ":compiled"
+                where nothing is recorded.
             key: all that the recording depends on beside the model.
             function: see `record`.
             make_inputs: new tensors of the recording's shapes; called before it is made.
@@ -115,7 +128,7 @@ class Engine:
         if self.graphs == "off":
             inputs = tuple(make_inputs())
             fill(inputs)
-            CALLS[f"{name}:plain"] += 1
+            CALLS[f"{name}:compiled"] += 1
             return tuple(function(*inputs))
         full_key = name, key
         found = self._recordings.pop(full_key, None)
