@@ -12,64 +12,72 @@ it holds; masks are made from it.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, StaticCache
+from transformers.cache_utils import Cache, DynamicLayer, StaticCache
 from transformers.masking_utils import create_causal_mask
+
+from visiondrop.cache_room import RoomLayer, room_for
 
 __all__ = ["CacheBlock", "PrunedCache", "make_pruned"]
 
 
-@dataclass
 class CacheBlock:
     """The layers between two stages, which hold the same tokens.
 
     Attributes:
         first_layer: index of the block's first decoder layer.
-        mask: [B, length] bool, false at left padding; None where no row is padded.
-        count: [B] real tokens of each row; with renumbered positions also the next position.
         length: columns, padding included.
     """
 
-    first_layer: int
-    mask: Tensor | None
-    count: Tensor
-    length: int
+    def __init__(self, first_layer: int, mask: Tensor | None, count: Tensor, length: int):
+        self.first_layer, self.length = first_layer, length
+        self._mask, self._count, self._added = mask, count, 0
+
+    @property
+    def mask(self) -> Tensor | None:
+        """[B, length] bool, false at left padding; None where no row is padded."""
+        return None if self._mask is None else self._mask[:, : self.length]
+
+    @property
+    def count(self) -> Tensor:
+        """[B] real tokens of each row; with renumbered positions also the next position."""
+        return self._count + self._added if self._added else self._count
 
     def extend(self, new: Tensor | None, length: int) -> None:
         """Append `length` columns; `new` [B, length] bool is their mask, None where all are
         real.
         """
-        if self.mask is not None or new is not None:
-            shape = (self.count.shape[0], length)
-            if new is None:
-                new = torch.ones(shape, dtype=torch.bool, device=self.count.device)
-            if self.mask is None:
-                self.mask = new.new_ones(shape[0], self.length)
-            self.mask = torch.cat([self.mask, new], 1)
-            self.count = self.count + new.sum(1)
-        else:
-            self.count = self.count + length
-        self.length += length
+        held, self.length = self.mask, self.length + length
+        if new is not None:
+            self._count = self._count + new.sum(1)
+            if held is None:
+                held = new.new_ones(new.shape[0], self.length - length)
+            self._mask = torch.cat([held, new], 1)
+            return
+        self._added += length
+        if held is not None and self._mask is not None and self._mask.shape[1] < self.length:
+            # The mask's room is true: what is appended later needs no writing.
+            room = held.new_ones(held.shape[0], length + room_for(self.length))
+            self._mask = torch.cat([held, room], 1)
 
     def select(self, index: Tensor) -> None:
         """Reorder, repeat or pick rows."""
-        self.count = self.count[index.to(self.count.device)]
-        if self.mask is not None:
-            self.mask = self.mask[index.to(self.mask.device)]
+        self._count = self._count[index.to(self._count.device)]
+        if self._mask is not None:
+            self._mask = self._mask[index.to(self._mask.device)]
 
     def crop(self, columns: int) -> None:
         """Forget the last `columns` columns."""
-        if self.mask is None:
-            self.count = self.count - columns
+        mask, self.length = self.mask, self.length - columns
+        if mask is None:
+            self._added -= columns
         else:
-            self.count = self.count - self.mask[:, -columns:].sum(1)
-            self.mask = self.mask[:, :-columns]
-        self.length -= columns
+            self._count = self._count - mask[:, -columns:].sum(1)
+            self._mask = mask[:, :-columns]
 
 
 class PrunedMixin:
@@ -186,9 +194,22 @@ def make_pruned(cache: Cache) -> PrunedMixin:
             else type(f"Pruned{kind.__name__}", (PrunedMixin, kind), {"__module__": __name__})
         )
     assert isinstance(cache, PrunedMixin)
+    if type(cache) is PrunedCache:
+        give_room(cache)
     cache.blocks, cache.logical, cache.armed, cache.state = [], 0, False, {}
     cache.logical_count = torch.zeros(0, dtype=torch.long)
     return cache
+
+
+def give_room(cache: PrunedCache) -> None:
+    """Let the layers of an empty cache grow in place; those that are quantised, or moved to the
+    host between steps, stay.
+    """
+    if getattr(cache, "offloading", False):
+        return
+    cache.layers = [RoomLayer() if type(each) is DynamicLayer else each for each in cache.layers]
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = RoomLayer
 
 
 def cache_name(kwargs: dict[str, Any]) -> str:

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from visiondrop.adapters import adapter_of
+from visiondrop.cache_room import LEAST_ROOM
 from visiondrop.engine import Engine
 from visiondrop.methods import Full
-from visiondrop.prefix import ROOM, Prefix, cut_prefixes, join_prefixes, left_pad
+from visiondrop.prefix import Prefix, cut_prefixes, join_prefixes, left_pad
 from visiondrop.prefix_files import model_fingerprint, read_prefixes, write_prefixes
 from visiondrop.prefix_inputs import digest_of, merge_inputs, one_row, picture_names, rows_of
 from visiondrop.prefix_store import CacheStats, PrefixStore
@@ -301,7 +302,7 @@ class ImageCache(PrefixStore):
         cache = join_prefixes(
             [p for p in own for _ in range(repeats)],
             self.decoder.config,
-            max(map(len, rows)) + ROOM,
+            max(map(len, rows)) + LEAST_ROOM,
         )
         if hasattr(self.model, "leave_prompt_out"):
             self.model.leave_prompt_out(kwargs, length)

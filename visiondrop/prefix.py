@@ -14,15 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from visiondrop.cache import CacheBlock, PrunedMixin, is_pruned, make_pruned
+from visiondrop.cache_room import LEAST_ROOM, RoomLayer
 from visiondrop.trace import SampleTrace
 
 __all__ = ["Prefix", "cut_prefixes", "join_prefixes", "left_pad"]
-
-ROOM = 64
-"""Columns that a layer of the KV cache grows by at least."""
 
 
 @dataclass(eq=False)
@@ -97,7 +94,7 @@ def cut_prefixes(
     return out
 
 
-def join_prefixes(prefixes: Sequence[Prefix], config: Any, room: int = ROOM) -> PrunedMixin:
+def join_prefixes(prefixes: Sequence[Prefix], config: Any, room: int = LEAST_ROOM) -> PrunedMixin:
     """The KV cache of a batch whose rows go on from these prefixes, left-padded.
 
     Args:
@@ -110,7 +107,7 @@ def join_prefixes(prefixes: Sequence[Prefix], config: Any, room: int = ROOM) -> 
     for index in range(len(cache.layers)):
         width = max(prefix.held(index) for prefix in prefixes)
         keys, values = (pile([p.layers[index][i] for p in prefixes], width, room) for i in (0, 1))
-        cache.layers[index] = RoomyLayer(keys, values, width)
+        cache.layers[index] = RoomLayer.holding(keys, values, width)
     for first in sorted({first for prefix in prefixes for first, _ in prefix.blocks}):
         counts = torch.tensor([prefix.held(first) for prefix in prefixes], device=device)
         width = max(prefix.held(first) for prefix in prefixes)
@@ -141,45 +138,6 @@ def pile(rows: Sequence[Tensor], width: int, room: int) -> Tensor:
         place[:, : width - row.shape[1]] = 0
         place[:, width - row.shape[1] : width] = row
     return out
-
-
-class RoomyLayer(DynamicLayer):
-    """A layer that grows in place: a stock one copies all it holds for every new token.
-
-    Args:
-        keys, values: [B, H, held + room, d] each, of which `held` columns count.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor, held: int):
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.buffers = [keys, values]
-        self.keys, self.values = keys[:, :, :held], values[:, :, :held]
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append, and return all; without a copy where there is room."""
-        if not self.is_initialized:  # after a reset
-            return super().update(key_states, value_states, *args, **kwargs)
-        new = (key_states, value_states)
-        self.keys, self.values = (self.append(i, states) for i, states in enumerate(new))
-        return self.keys, self.values
-
-    def append(self, which: int, states: Tensor) -> Tensor:
-        """To the keys (0) or values (1)."""
-        held = (self.keys, self.values)[which]
-        assert held is not None
-        start, end = held.shape[2], held.shape[2] + states.shape[2]
-        buffer = self.buffers[which]
-        # Beams and offloading put other tensors in place of the buffer's part.
-        apart = held.data_ptr() != buffer.data_ptr() or held.stride() != buffer.stride()
-        if apart or held.shape[0] != buffer.shape[0] or end > buffer.shape[2]:
-            buffer = held.new_empty(*held.shape[:2], end + ROOM, held.shape[3])
-            buffer[:, :, :start] = held
-            self.buffers[which] = buffer
-        buffer[:, :, start:end] = states
-        return buffer[:, :, :end]
 
 
 def left_pad(rows: Sequence[Tensor], pad: int = 0) -> tuple[Tensor, Tensor]:

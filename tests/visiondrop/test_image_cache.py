@@ -11,7 +11,7 @@ from tests.visiondrop import next_models as anyres
 from tests.visiondrop import qwen_models as qwen
 from tests.visiondrop.matrix import METHODS, SETTINGS, exempt
 from tests.visiondrop.models import IMAGE, batch, generate, logits, pixels, prompt, tiny
-from visiondrop import ImageCache, Random, VisionDrop, image_cache, prefix
+from visiondrop import ImageCache, Random, VisionDrop, cache_room, image_cache
 from visiondrop.reducer import Reducer
 from visiondrop.reuse import why_not_reusable
 
@@ -199,8 +199,8 @@ def test_ways_of_decoding(kwargs: dict[str, Any]) -> None:
 
 
 def test_answers_outgrow_the_room_that_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (image_cache, prefix):
-        monkeypatch.setattr(module, "ROOM", 2)
+    for module in (image_cache, cache_room):
+        monkeypatch.setattr(module, "LEAST_ROOM", 2)
     cache = ImageCache(tiny(), DROP)
     out = ask(cache, build(cache)[1], QUESTIONS, max_new_tokens=8, min_new_tokens=8)
     rows, images = [HEADS[1] + q for q in QUESTIONS], pixels(2)[[1, 1, 1]]
