@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -37,7 +38,29 @@ def window_attention(
 
 def kept(score: Tensor, share: float) -> Tensor:
     """[B, H_kv, k] columns of the highest scores, in their order."""
-    return score.topk(max(1, round(score.shape[-1] * share)), -1).indices.sort(-1).values
+    return score.topk(max(1, int(score.shape[-1] * share)), -1).indices.sort(-1).values
+
+
+@contextmanager
+def cache_positions(model: Any) -> Iterator[None]:
+    """Tell attention layers the columns of the new tokens, as older transformers did.
+
+    kvpress 0.5.5 asks for them, and fails without on a stock model too.
+    """
+
+    def add(attention: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        layers = kwargs[cache_name(kwargs)].layers
+        held = layers[attention.layer_idx].get_seq_length() if layers else 0
+        return args, dict(kwargs, cache_position=torch.arange(held, held + hidden.shape[1]))
+
+    layers = model.model.language_model.layers
+    hooks = [one.self_attn.register_forward_pre_hook(add, with_kwargs=True) for one in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from tests.visiondrop.models import LAYERS, batch, generate, logits, pixels, prompt, tiny
-from tests.visiondrop.presses import kept, key_norm, press, window_attention
+from tests.visiondrop.presses import cache_positions, kept, key_norm, press, window_attention
 from tests.visiondrop.slow_decoder import rms, slow_logits, turn
 from visiondrop import Full, ImageCache, Uniform, VisionDrop
 from visiondrop.methods.vmtc_cmai import VmtcCmai
@@ -106,7 +106,7 @@ def test_answer_goes_on_from_what_the_press_left(name, score, share, family):
     held, positions = dropped_by_hand(model, method, ROW, score, SHARES[share])
     prefill = trace.samples[0].lengths
     left = [layer.get_seq_length() - 4 for layer in out.past_key_values.layers]
-    assert left == [max(1, round(n * SHARES[share](i))) for i, n in enumerate(prefill)]
+    assert left == [max(1, int(n * SHARES[share](i))) for i, n in enumerate(prefill)]
     for i, token in enumerate(out.sequences[0, len(ROW) : -1].tolist()):
         expected = step(model, held, token, [p + i for p in positions])
         torch.testing.assert_close(logits(out)[i + 1, 0], expected, **CLOSE)
@@ -187,3 +187,19 @@ def test_untouched_cache_keeps_its_blocks():
     assert len(cache.blocks) == 4 and cache.blocks[0].mask is not None
     same = blocks_as_held(cache)
     assert all(a is b for a, b in zip(same, cache.blocks, strict=True))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kind", ["KnormPress", "SnapKVPress", "PyramidKVPress"])
+def test_presses_of_kvpress(kind, name):
+    kvpress = pytest.importorskip("kvpress", reason="kvpress is not installed")
+    model, method = tiny(kv_heads=2), METHODS[name]
+    own = getattr(kvpress, kind)(0.5, **({} if kind == "KnormPress" else {"window_size": 4}))
+    with method(model) as trace, cache_positions(model), own(model):
+        out = generate(model, [ROW], pixels(1, 3))
+    held = [layer.get_seq_length() - 4 for layer in out.past_key_values.layers]
+    assert all(0 < n < before for n, before in zip(held, trace.samples[0].lengths, strict=True))
+    if kind == "KnormPress":
+        with method(model), press(model, key_norm, SHARES["even"]):
+            expected = generate(model, [ROW], pixels(1, 3))
+        torch.testing.assert_close(logits(out), logits(expected), **CLOSE)
