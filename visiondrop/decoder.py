@@ -28,6 +28,7 @@ from visiondrop.encoder import Encoding, Picture
 from visiondrop.engine.attached import Attached
 from visiondrop.engine.engine import Engine
 from visiondrop.extensions.base import Extension
+from visiondrop.kv_dropping import blocks_as_held
 from visiondrop.layout import pack
 from visiondrop.mrope import KeptCount, new_planes, note_deltas, prompt_planes, resume_deltas
 from visiondrop.parallel import FirstDecides, group_of_decoder
@@ -219,6 +220,7 @@ class Mechanism:
         if self.geometry.mrope:
             planes = new_planes(kwargs.get("position_ids"), embeds, cache.logical)
         run = Run(False, cache, columns=new, new_mask=new_mask)
+        cache.blocks = blocks_as_held(cache, self.extensions)
         shared: Block | None = None
         for held in cache.blocks:
             first = cache.logical_count if self.original else held.count
@@ -274,8 +276,9 @@ class Mechanism:
         """One LLM stage: select and merge, pack again, open a new block."""
         if run.blocks:
             cos_sin = run.blocks[-1].cos_sin
-        # With a decoder spread over devices, the stage runs where its layer is.
-        device = self.layers[index].self_attn.q_proj.weight.device
+        # With a decoder spread over devices, the stage runs where its layer is. The norm says it:
+        # a quantised projection's weight may be packed, or a method.
+        device = self.layers[index].input_layernorm.weight.device
         if device.type != "meta":
             hidden, cos_sin = hidden.to(device), (cos_sin[0].to(device), cos_sin[1].to(device))
         stage = StageInput(
@@ -319,7 +322,7 @@ class Mechanism:
         if run.prefill:
             if run.cache is not None:
                 run.store_blocks(self.decoder.embed_tokens.weight.device)
-            samples = run.samples(self.decoder, self.geometry.num_layers)
+            samples = run.samples(self.decoder, self.geometry.num_layers, output[0].dtype)
             if run.tail:
                 # Without a cache the whole row runs again for each new token: still one sample.
                 del self.trace.samples[-len(samples) :]

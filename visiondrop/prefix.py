@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from visiondrop.cache import CacheBlock, PrunedMixin, is_pruned, make_pruned
 from visiondrop.cache_room import LEAST_ROOM, RoomLayer
+from visiondrop.kv_dropping import refuse_dropped
 from visiondrop.trace import SampleTrace
 
 __all__ = ["Prefix", "cut_prefixes", "join_prefixes", "left_pad"]
@@ -73,12 +74,16 @@ def cut_prefixes(
     Args:
         cache: of the prefill; one that no method reduced (text alone) counts as one block.
         keys, ids, samples: of each row; owner: of all, see `Prefix`.
+
+    Raises `ValueError` where a layer does not hold what the prefill left it.
     """
     if is_pruned(cache):
+        refuse_dropped(cache, [(block.first_layer, block.length) for block in cache.blocks])
         blocks = [(block.first_layer, block.count.tolist()) for block in cache.blocks]
         positions, state = cache.logical_count.tolist(), cache.state
     else:
         positions = [len(row) for row in ids]
+        refuse_dropped(cache, [(0, max(positions))])
         blocks, state = [(0, positions)], {}
     out = []
     for r, key in enumerate(keys):

@@ -87,11 +87,17 @@ class Run:
         self.cache.logical = self.columns
         self.cache.logical_count = torch.tensor(self.real, device=device)
 
-    def samples(self, decoder: Any, num_layers: int) -> list[SampleTrace]:
-        """The rows with pictures, for the trace of a prefill."""
+    def samples(self, decoder: Any, num_layers: int, hidden: torch.dtype) -> list[SampleTrace]:
+        """The rows with pictures, for the trace of a prefill.
+
+        Args:
+            hidden: type of the hidden states. Weights may be of another (8 bits), and under
+                autocast keys and values are, which the cache then says.
+        """
         config = decoder.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        item = torch.finfo(next(decoder.parameters()).dtype).bits // 8
+        layers = [] if self.cache is None else self.cache.layers
+        item = next((getattr(layer, "dtype", hidden) for layer in layers), hidden).itemsize
         per_token = 2 * config.num_key_value_heads * size * item
         edges = [0, *(block.first_layer for block in self.blocks), num_layers]
         spans = [b - a for a, b in zip(edges, edges[1:], strict=False)]

@@ -115,7 +115,8 @@ class SampleTrace:
         key: the sample's key where one was given.
         tokens_per_layer: visual tokens that each decoder layer saw.
         lengths: all tokens that each decoder layer saw, text included.
-        bytes_per_token: KV bytes of one token in one layer.
+        bytes_per_token: KV bytes of one token in one layer, in the type that attention reads; a
+            cache that quantises holds fewer.
         stages: stage by stage, picture by picture.
         newlines_per_layer: how many of `tokens_per_layer` are newlines of any-resolution pictures.
         grids: how the tiles or frames of each picture or video lie, which says what its token ids

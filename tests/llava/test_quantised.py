@@ -5,6 +5,7 @@ import torch
 
 from llava.model.builder import load_pretrained_model
 from tests.llava import forms
+from visiondrop import Full, VisionDrop
 
 
 @pytest.fixture(scope="module")
@@ -44,5 +45,18 @@ def test_only_the_language_model_shrinks(checkpoint, option, error):
         expected = module(x)
         assert (own[name](x).float() - expected).norm() / expected.norm() < error, name
     ids = torch.tensor([[1, 50, -200, 60]])
-    picture = torch.zeros(1, 3, forms.SIDE, forms.SIDE)
-    assert model.generate(ids, images=picture, max_new_tokens=3, do_sample=False).shape[1] <= 3
+    picture = torch.randn(1, 3, forms.SIDE, forms.SIDE, generator=torch.Generator().manual_seed(1))
+    options = dict(images=picture, max_new_tokens=3, do_sample=False)
+    options |= dict(return_dict_in_generate=True, output_logits=True)
+    expected = model.generate(ids, **options)
+    with Full()(model):
+        own = model.generate(ids, **options)
+    assert all(map(torch.equal, own.logits, expected.logits))
+    patches, layers = model.config.image_seq_length, model.config.text_config.num_hidden_layers
+    with VisionDrop(encoder=(patches // 2, 1), llm={layers - 1: (patches // 4, 1)})(model) as trace:
+        out = model.generate(ids, **options)
+    sample = trace.samples[0]
+    assert sample.tokens_per_layer[-1] == patches // 4 + 1 < sample.tokens_per_layer[0]
+    held = [(one.keys, one.values) for one in out.past_key_values.layers]
+    new = out.sequences.shape[1] - 1
+    assert sample.kv_bytes == sum(t[:, :, new:].nbytes for pair in held for t in pair)

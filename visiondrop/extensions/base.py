@@ -24,6 +24,11 @@ class Extension(ABC):
     kept for other questions (`visiondrop.image_cache`).
     """
 
+    masks_columns: ClassVar[bool] = False
+    """Whether it hides entries of the KV cache by their column while decoding, so that none may be
+    dropped by others.
+    """
+
     @abstractmethod
     def attach(self, mechanism: Mechanism) -> None:
         """Set the hooks. Raises `ValueError` on a model that cannot carry them."""

@@ -69,6 +69,8 @@ class Inhibition(Hooked):
         share: of the visual tokens that a text token would see, how many it does not.
     """
 
+    masks_columns = True
+
     def __init__(self, name: str, layers: Sequence[int], share: float) -> None:
         super().__init__()
         self.name, self.layers, self.share = name, tuple(layers), share
