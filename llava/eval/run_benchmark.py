@@ -202,7 +202,8 @@ def announce(job: Job, runs: list[PlannedRun], console: Console) -> None:
     lines = {
         "benchmark": job.benchmark.title,
         "model": f"{job.choice.path}, {job.choice.dtype_name} on {job.choice.device_name}, "
-        f"{job.choice.attn_implementation}, batch {args.batch_size}",
+        f"{job.choice.attn_implementation}, batch {args.batch_size}"
+        + (f", engine {args.engine}" if args.engine != "none" else ""),
         "data": f"{job.files.questions.parent}, {n} questions{some}",
         "methods": ", ".join(dict.fromkeys(run.cell for run in runs))
         + (" (picture blanked out)" if args.blank_picture else ""),
