@@ -54,7 +54,7 @@ def add_model_flags(parser: argparse.ArgumentParser, default_model: str | None =
         "--attn-implementation", default=env("ATTN", "sdpa"), help="sdpa, eager, flash_attention_2"
     )
     group.add_argument("--device", default=env("DEVICE", "auto"), help="cpu, cuda, cuda:1, ...")
-    group.add_argument("--load-8bit", action="store_true", help="needs bitsandbytes")
+    group.add_argument("--load-8bit", action="store_true", help="needs bitsandbytes; also on a CPU")
     group.add_argument("--load-4bit", action="store_true", help="needs bitsandbytes")
 
 

@@ -103,11 +103,12 @@ def caption(results: Sequence[Mapping[str, Any]], reference: str | None = None) 
     budgets = {r.get("budget") for r in results} - {None}
     asked = "the papers' count" if budgets == {"nominal"} else "the same mean"
     split = f"{first['split']}, " if first.get("split") else ""
+    small = f" with {first['quantisation']} weights" if first.get("quantisation") else ""
     return (
         f"{first['model']}, {split}{first['n']} questions, batch {first['batch_size']}, "
-        f"{first['dtype']}, {first['attn_implementation']} on {first['device']}; tokens: mean of "
-        f"visual tokens over decoder layers, measured; asked: {asked}, as asked for; FLOPs: "
-        f"prefill of one sample{spread}{compared}"
+        f"{first['dtype']}{small}, {first['attn_implementation']} on {first['device']}; "
+        "tokens: mean of visual tokens over decoder layers, measured; "
+        f"asked: {asked}, as asked for; FLOPs: prefill of one sample{spread}{compared}"
     )
 
 

@@ -69,7 +69,8 @@ def load_pretrained_model(
     Returns (tokenizer, model, image_processor, context_len). The model is a stock
     `LlavaForConditionalGeneration` (or LlavaNext...) whose `generate` also takes LLaVA's `images`.
     Raises FileNotFoundError for missing folders and shards, ValueError for another architecture
-    and for missing or unexpected weights, ImportError where bitsandbytes or peft is needed.
+    for missing or unexpected weights and for widths that 4-bit products on a CPU do not take,
+    ImportError where bitsandbytes or peft is needed.
     """
     quantization = _quantization(load_8bit, load_4bit)
     folder = local_folder(model_path)
@@ -97,6 +98,8 @@ def load_pretrained_model(
         picture_folder = folder
     else:
         tokenizer, model, picture_folder = _load_original(folder, model_base, config, options)
+    if load_4bit:
+        _refuse_uneven_blocks(model)
     image_processor = load_image_processor(picture_folder, model.config)
     _with_aspect_ratio(model.config)
     return tokenizer, model, image_processor, _context_length(config, model)
@@ -158,6 +161,18 @@ def _quantization(load_8bit: bool, load_4bit: bool) -> BitsAndBytesConfig | None
         bnb_4bit_quant_type="nf4",
         llm_int8_skip_modules=skip,
     )
+
+
+def _refuse_uneven_blocks(model: Any) -> None:
+    """On a CPU bitsandbytes' 4-bit product cuts each row of weights into blocks of 64."""
+    for name, module in model.named_modules():
+        if type(module).__name__ != "Linear4bit" or module.weight.device.type != "cpu":
+            continue
+        if module.in_features % 64:
+            raise ValueError(
+                f"load_4bit on a CPU needs widths that are multiples of 64, and {name} reads "
+                f"{module.in_features}; use load_8bit, or a GPU"
+            )
 
 
 def _placement(dtype: torch.dtype | None, device: Any, device_map: Any) -> tuple[torch.dtype, Any]:

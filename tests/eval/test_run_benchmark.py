@@ -18,7 +18,7 @@ from llava.eval.eval_textvqa import main as eval_textvqa
 from llava.eval.intervals import paired_bootstrap
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
 from llava.eval.run_benchmark import main, parser
-from llava.eval.table import table_rows
+from llava.eval.table import caption, table_rows
 from tests.eval.conftest import TinyData
 
 METHODS = "full,visiondrop,random,uniform"
@@ -332,3 +332,10 @@ def test_wandb_offline_writes_one_run_once(
     assert main(args) == 0
     assert list(folder.glob("wandb/offline-run-*")) == runs
     assert "was logged to W&B before" in capsys.readouterr().out
+
+
+def test_caption_names_quantised_weights():
+    names = ("model", "n", "batch_size", "dtype", "attn_implementation", "device")
+    plain = dict.fromkeys(names, "x")
+    assert "with" not in caption([plain | {"quantisation": None}])
+    assert "x with 8bit weights, x on x" in caption([plain | {"quantisation": "8bit"}])

@@ -60,3 +60,15 @@ def test_only_the_language_model_shrinks(checkpoint, option, error):
     held = [(one.keys, one.values) for one in out.past_key_values.layers]
     new = out.sequences.shape[1] - 1
     assert sample.kv_bytes == sum(t[:, :, new:].nbytes for pair in held for t in pair)
+
+
+def test_widths_of_4_bit_products_on_a_cpu(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    stock = forms.stock_model()
+    width = stock.config.text_config.hidden_size
+    assert width % 64
+    folder = forms.write_v15(tmp_path / "m", stock, forms.sentencepiece_model())
+    options = dict(device="cpu", torch_dtype=torch.float32)
+    with pytest.raises(ValueError, match=f"multiples of 64, .*q_proj reads {width}; use load_8bit"):
+        load_pretrained_model(str(folder), None, "x", load_4bit=True, **options)
+    load_pretrained_model(str(folder), None, "x", load_8bit=True, **options)

@@ -11,6 +11,7 @@ from transformers import DynamicCache, QuantizedCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from tests.visiondrop.models import LAYERS, batch, generate, logits, pixels, prompt, tiny
+from tests.visiondrop.quantised import pair
 from visiondrop import Full, Uniform, VisionDrop
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -122,6 +123,34 @@ def test_with_many_bits_it_is_the_plain_cache(name):
         held = [layer.get_seq_length() for layer in out[0].past_key_values.layers]
         longest = [max(s.lengths[i] for s in trace.samples) for i in range(LAYERS)]
         assert held == [n + 4 for n in longest]
+
+
+def test_weights_cache_and_dropping_at_once():
+    """8-bit weights, a quantised cache, half of each second layer's entries dropped: as a plain
+    cache of rounded entries on the model with dequantised weights.
+    """
+    models = pair("int8", kv_heads=2)
+    out = []
+    for model, cache in zip(
+        models, (coarse_cache(6), DynamicCache(config=tiny().config)), strict=True
+    ):
+        given = dict(past_key_values=cache, logits_to_keep=1)
+        with torch.no_grad(), METHODS["visiondrop"](model):
+            model(**batch([ROW]), pixel_values=pixels(1, 3), **given)
+            for layer in cache.layers[::2]:
+                n = layer.get_seq_length() // 2
+                if isinstance(layer, CoarseLayer):
+                    layer.held = [(q[:, :, -n:], scale[:, :, -n:]) for q, scale in layer.held]
+                    layer.cumulative_length = n
+                else:
+                    layer.keys, layer.values = layer.keys[:, :, -n:], layer.values[:, :, -n:]
+            for layer in cache.layers if isinstance(cache, DynamicCache) else []:
+                both = (CoarseLayer(6).coarse(t) for t in (layer.keys, layer.values))
+                layer.keys, layer.values = (q * scale for q, scale in both)
+            out.append(model(input_ids=torch.tensor([[7, 8]]), **given).logits)
+            held = [layer.get_seq_length() for layer in cache.layers]
+            assert [held[i] < held[i + 1] for i in range(0, LAYERS, 2)] == [True] * 4
+    torch.testing.assert_close(out[0], out[1], **CLOSE)
 
 
 @pytest.mark.parametrize(("backend", "near"), [("fp8", 1.0), ("hqq", 1.0), ("quanto", 6.0)])
