@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from transformers import DynamicCache, QuantizedCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from tests.visiondrop.models import LAYERS, batch, generate, logits, pixels, prompt, tiny
+from tests.visiondrop.presses import key_norm, press
 from tests.visiondrop.quantised import pair
 from visiondrop import Full, Uniform, VisionDrop
+from visiondrop.engine import Engine
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 STAGES = {2: (10, 3), 4: (7, 2), 6: (4, 1)}
@@ -151,6 +154,23 @@ def test_weights_cache_and_dropping_at_once():
             held = [layer.get_seq_length() for layer in cache.layers]
             assert [held[i] < held[i + 1] for i in range(0, LAYERS, 2)] == [True] * 4
     torch.testing.assert_close(out[0], out[1], **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["int8 weights", "packed weights", "cache", "press"])
+def test_with_an_engine(kind):
+    """Recorded layers compute the same; hooks of a press are seen, and nothing is recorded then."""
+    weights = kind.partition(" ")[0]
+    model = pair(weights)[0] if weights in ("int8", "packed") else tiny()
+    out = []
+    for engine in (None, Engine("replay")):
+        cache = coarse_cache(8) if kind == "cache" else None
+        halved = press(model, key_norm, lambda layer: 0.5) if kind == "press" else nullcontext()
+        with METHODS["visiondrop"](model, engine=engine) as trace, halved:
+            out.append(generate(model, [ROW], pixels(1, 3), past_key_values=cache))
+    torch.testing.assert_close(logits(out[1]), logits(out[0]), **CLOSE)
+    held = [[one.get_seq_length() for one in each.past_key_values.layers] for each in out]
+    assert held[0] == held[1]
+    assert ("prefill:plain" if kind == "press" else "prefill:graph") in trace.paths
 
 
 @pytest.mark.parametrize(("backend", "near"), [("fp8", 1.0), ("hqq", 1.0), ("quanto", 6.0)])
