@@ -136,6 +136,23 @@ def test_nothing_is_read_back(name: str) -> None:
     assert trace.paths["prefill:graph"] == made - 1 and trace.paths["tower:graph"] == 1
 
 
+def test_lengths_share_memory_for_keys_and_values(monkeypatch: Any) -> None:
+    """Or else each would hold as much as a KV cache."""
+    monkeypatch.setattr(engine_module, "record", Held)
+    engine = Engine("replay")
+    for seed in (20, 4, 9, 0):
+        model, inputs, count = given_to("full", "clip-llama", 1, seed=seed)
+        for method in (Full(), THREE):
+            prefill(method, model, inputs, count, engine)
+    blocks = [r for key, r in engine._recordings.items() if key[0] == "prefill"]
+    assert len(blocks) > 9
+    assert len({r.inputs[-1].untyped_storage().data_ptr() for r in blocks}) == 1
+    config = model.config.text_config
+    per_token = 2 * models.LAYERS * config.hidden_size
+    held = sum(t.numel() for t in engine._scratch.values())
+    assert held == per_token * engine.bucket(inputs["input_ids"].shape[1] + 20)
+
+
 def test_generation_goes_on_from_a_recorded_prefill(monkeypatch: Any) -> None:
     monkeypatch.setattr(engine_module, "record", Held)
     model, engine = models.tiny(), Engine("replay")
