@@ -207,8 +207,9 @@ def test_what_no_recording_holds_runs_plain(what: str) -> None:
         assert len(outs[1].hidden_states) == len(outs[0].hidden_states) == models.LAYERS + 1
 
 
-def test_hidden_states_asked_for_once_do_not_stop_recordings() -> None:
+def test_hidden_states_asked_for_once_do_not_stop_recordings(monkeypatch: Any) -> None:
     """transformers leaves its hooks on the layers."""
+    monkeypatch.setattr(engine_module, "record", Held)
     model = copy.deepcopy(models.tiny())
     inputs = {**models.batch([models.prompt(3, 6, 1)]), "pixel_values": models.pixels(1)}
     with torch.no_grad():
