@@ -98,6 +98,7 @@ def test_generation_goes_on_from_a_compiled_prefill() -> None:
     torch.testing.assert_close(*map(models.logits, outs), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="inductor needs a C++ compiler")
 def test_inductor() -> None:
     model, engine = models.tiny(), Engine(compile=True, graphs="off")

@@ -75,6 +75,7 @@ class Engine:
         self.record_seconds = 0.0
         self._recordings: dict[Hashable, Recording] = {}
         self._compiled: dict[Hashable, Any] = {}
+        self._scratch: dict[Hashable, Tensor] = {}
         self._model: weakref.ref[nn.Module] | None = None
         self._weights: Any = None
         self._pool: Any = None
@@ -97,6 +98,7 @@ class Engine:
         """Forget all recordings and let go of their memory."""
         self._recordings.clear()
         self._compiled.clear()
+        self._scratch.clear()
         self._pool = None
 
     def bucket(self, length: int) -> int:
@@ -160,6 +162,21 @@ class Engine:
         self.recorded += 1
         self.record_seconds += time.perf_counter() - began
         return recording
+
+    def scratch(self, count: int, like: Tensor) -> Tensor:
+        """[count], memory that recordings share: each run overwrites what another left there.
+
+        Where it has to grow, older recordings keep what they have; it doubles, so that all of it
+        is less than twice the largest.
+        """
+        kind = like.dtype, like.device
+        held = self._scratch.get(kind)
+        if held is None or held.numel() < count:
+            size = count if held is None else max(count, 2 * held.numel())
+            with torch.inference_mode(False):
+                held = torch.empty(size, dtype=like.dtype, device=like.device)
+            self._scratch[kind] = held
+        return held[:count]
 
     def compiled(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """A compiled function, made once for this model."""

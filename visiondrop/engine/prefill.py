@@ -7,6 +7,8 @@ Causal attention never looks right, so the padding changes nothing before it and
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -106,56 +108,69 @@ class LayerBlock(nn.Module):
         end, padding = engine.bucket(length), run.padding[-1]
         layers = mechanism.layers[self.first : self.last]
 
+        config = mechanism.decoder.config
+        shared = engine.graphs != "off"
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        kept = len(layers), 2, batch, config.num_key_value_heads, end, size
+        values = (hidden, cos, sin) if padding is None else (hidden, cos, sin, padding.bool())
+
         def make_inputs() -> Sequence[Tensor]:
-            shapes = [
-                (batch, end, hidden.shape[2]),
-                *((t.shape[0], end, t.shape[2]) for t in (cos, sin)),
-            ]
             with torch.inference_mode(False):
+                shapes = [(t.shape[0], end, *t.shape[2:]) for t in values]
                 inputs = [
                     torch.zeros(shape, dtype=t.dtype, device=t.device)
-                    for shape, t in zip(shapes, (hidden, cos, sin), strict=True)
+                    for shape, t in zip(shapes, values, strict=True)
                 ]
-                if padding is not None:
-                    inputs.append(padding.new_zeros(batch, end, dtype=torch.bool))
+                if shared:
+                    inputs.append(engine.scratch(math.prod(kept), hidden).view(kept))
             return inputs
 
         def fill(inputs: tuple[Tensor, ...]) -> None:
-            values = (hidden, cos, sin) if padding is None else (hidden, cos, sin, padding)
-            for held, value in zip(inputs, values, strict=True):
+            for held, value in zip(inputs, values, strict=False):
                 held[:, :length].copy_(value)
                 # A longer sample's rest might hold NaN, which a weight of 0 does not silence.
                 held[:, length:].zero_()
 
-        attention = mechanism.decoder.config._attn_implementation
         name = cache_name(kwargs)
         key = (
-            self.first, self.last, batch, end, padding is not None, hidden.dtype, attention,
-            cos.shape[0],
+            self.first, self.last, batch, end, padding is not None, hidden.dtype,
+            config._attn_implementation, cos.shape[0],
         )  # fmt: skip
-        function = block_function(lambda: layer_steps(engine, layers, name, key[2:]))
-        out = engine.run("prefill", key, function, make_inputs, fill)
+        steps = functools.partial(layer_steps, engine, layers, name, key[2:])
+        function = block_function(steps, padding is not None, shared)
+        out, *states = engine.run("prefill", key, function, make_inputs, fill)
         cache = kwargs.get(name)
         if cache is not None:
-            for i in range(self.last - self.first):
-                # Views of what the next replay overwrites: the cache copies what it is given.
-                k, v = (t[:, :, :length] for t in out[1 + 2 * i : 3 + 2 * i])
-                cache.update(k, v, self.first + i)
-        return out[0][:, :length].clone()
+            for i, (k, v) in enumerate(
+                states[0] if shared else zip(states[::2], states[1::2], strict=True)
+            ):
+                # Views of what the next run overwrites: the cache copies what it is given.
+                cache.update(k[:, :, :length], v[:, :, :length], self.first + i)
+        return out[:, :length].clone()
 
 
-def block_function(make_steps: Callable[[], list[Step]]) -> Callable[..., Sequence[Tensor]]:
-    """(hidden [B, b, D], cos, sin, and for rows with left padding which are real, [B, b]) ->
-    (hidden, and of each layer key and value). The steps are made when it is run, not replayed.
+def block_function(
+    make_steps: Callable[[], list[Step]], masked: bool, shared: bool
+) -> Callable[..., Sequence[Tensor]]:
+    """(hidden [B, b, D], cos, sin, where `masked` which are real [B, b], where `shared` memory for
+    keys and values) -> (hidden, that memory), or where it is not shared (hidden, and of each layer
+    key and value).
+
+    Args:
+        make_steps: called when the function is run, not when it is replayed.
     """
 
-    def function(hidden: Tensor, cos: Tensor, sin: Tensor, *real: Tensor) -> Sequence[Tensor]:
+    def function(hidden: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> Sequence[Tensor]:
         with torch.inference_mode(False), torch.no_grad():
-            mask, held = (causal_mask(*real) if real else None), []
-            for step in make_steps():
+            mask, held = (causal_mask(rest[0]) if masked else None), []
+            for i, step in enumerate(make_steps()):
                 hidden, key, value = step(hidden, cos, sin, mask)
-                held += [key, value]
-            return hidden, *held
+                if shared:
+                    rest[-1][i, 0].copy_(key)
+                    rest[-1][i, 1].copy_(value)
+                else:
+                    held += [key, value]
+            return (hidden, rest[-1]) if shared else (hidden, *held)
 
     return function
 
