@@ -31,10 +31,11 @@ class CacheBlock:
     Attributes:
         first_layer: index of the block's first decoder layer.
         length: columns, padding included.
+        changes: how often something else than real columns at the end has changed it.
     """
 
     def __init__(self, first_layer: int, mask: Tensor | None, count: Tensor, length: int):
-        self.first_layer, self.length = first_layer, length
+        self.first_layer, self.length, self.changes = first_layer, length, 0
         self._mask, self._count, self._added = mask, count, 0
 
     @property
@@ -53,6 +54,7 @@ class CacheBlock:
         """
         held, self.length = self.mask, self.length + length
         if new is not None:
+            self.changes += 1
             self._count = self._count + new.sum(1)
             if held is None:
                 held = new.new_ones(new.shape[0], self.length - length)
@@ -66,12 +68,14 @@ class CacheBlock:
 
     def select(self, index: Tensor) -> None:
         """Reorder, repeat or pick rows."""
+        self.changes += 1
         self._count = self._count[index.to(self._count.device)]
         if self._mask is not None:
             self._mask = self._mask[index.to(self._mask.device)]
 
     def crop(self, columns: int) -> None:
         """Forget the last `columns` columns."""
+        self.changes += 1
         mask, self.length = self.mask, self.length - columns
         if mask is None:
             self._added -= columns

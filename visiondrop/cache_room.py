@@ -95,9 +95,9 @@ class RoomLayer(DynamicLayer):
 
     def move_out(self) -> None:
         """Leave the buffers to others: the tokens are copied, without room."""
-        for side in (0, 1):
-            held = self.part(side)
-            self.put(side, None if held is None else held.clone())
+        for side, room in enumerate(self.room):
+            if room is not None:
+                self.put(side, room[:, :, : self.length].clone())
 
     # ------------------------------------------------------------------ growing
 
@@ -164,10 +164,10 @@ class RoomLayer(DynamicLayer):
         self.is_initialized, self.length = False, 0
 
     def __copy__(self) -> RoomLayer:
-        """A layer that holds the same tensors: neither of the two writes to them any more."""
-        self.bare, self.room = [self.part(0), self.part(1)], [None, None]
+        """A layer that holds the same tokens, in tensors of its own where they lie in a buffer."""
         twin = type(self)()
-        twin.__dict__.update(self.__dict__, bare=list(self.bare), room=[None, None])
+        twin.__dict__.update(self.__dict__, bare=list(self.bare), room=list(self.room))
+        twin.move_out()
         return twin
 
 

@@ -213,14 +213,17 @@ class Mechanism:
         if mask is not None and mask.dim() == 2 and new > 1:
             tail = mask[:, -new:].bool()
             new_mask = None if bool(tail.all()) else tail
+        cache.blocks = blocks_as_held(cache, self.extensions)
+        self.run = run = Run(False, cache, columns=new, new_mask=new_mask)
+        cache.armed = True
+        if self.fast is not None and (fast := self.fast.begin_decode(run, kwargs)) is not None:
+            return fast
         steps = torch.arange(new, device=embeds.device).expand(batch, -1)
         if new_mask is not None:
             steps = (new_mask.long().cumsum(1) - 1).clamp(min=0)
         planes = None
         if self.geometry.mrope:
             planes = new_planes(kwargs.get("position_ids"), embeds, cache.logical)
-        run = Run(False, cache, columns=new, new_mask=new_mask)
-        cache.blocks = blocks_as_held(cache, self.extensions)
         shared: Block | None = None
         for held in cache.blocks:
             first = cache.logical_count if self.original else held.count
@@ -233,13 +236,9 @@ class Mechanism:
                 cos_sin = self.decoder.rotary_emb(embeds, position_ids=positions)
             shared = Block(held.first_layer, attention, positions, cos_sin)
             run.blocks.append(shared)
-        self.run, cache.armed = run, True
         first_block = cache.blocks[0]
         mask = self.ready_mask(first_block.mask, embeds)
-        kwargs = dict(kwargs, attention_mask=mask, position_ids=run.blocks[0].positions)
-        if self.fast is not None:
-            self.fast.begin_decode(run, kwargs)
-        return kwargs
+        return dict(kwargs, attention_mask=mask, position_ids=run.blocks[0].positions)
 
     # ------------------------------------------------------------------ inside and after
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from visiondrop.engine.compiling import refuse_quantised
+from visiondrop.engine.decode import decode_step
 from visiondrop.engine.engine import Engine, EngineError
 from visiondrop.engine.named import why_no_engine
 from visiondrop.engine.prefill import prefill_blocks
@@ -47,8 +48,16 @@ class Attached:
         else:
             self.place(blocks)
 
-    def begin_decode(self, run: Run, kwargs: dict[str, Any]) -> None:
-        """Put one module in the place of all layers, where this step can be run so."""
+    def begin_decode(self, run: Run, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """Put one module in the place of all layers, where this step can be run so; the decoder's
+        arguments for it.
+        """
+        step = decode_step(self.mechanism, self.engine, run, kwargs)
+        if step is None:
+            CALLS["decode:plain"] += 1
+            return None
+        self.place([step])
+        return {**kwargs, **step.given}
 
     def place(self, modules: list[nn.Module]) -> None:
         """Let the decoder's forward loop over `modules` until `end`."""

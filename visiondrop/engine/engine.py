@@ -73,9 +73,10 @@ class Engine:
         self.backend = backend
         self.recorded = self.served = 0
         self.record_seconds = 0.0
-        self._recordings: dict[Hashable, Recording] = {}
+        self._recordings: dict[tuple[str, Any], Recording] = {}
         self._compiled: dict[Hashable, Any] = {}
         self._scratch: dict[Hashable, Tensor] = {}
+        self.slots: dict[Hashable, Any] = {}  # see `visiondrop.engine.slot`
         self._model: weakref.ref[nn.Module] | None = None
         self._weights: Any = None
         self._pool: Any = None
@@ -99,7 +100,14 @@ class Engine:
         self._recordings.clear()
         self._compiled.clear()
         self._scratch.clear()
+        self.slots.clear()
         self._pool = None
+
+    def forget(self, name: str, stale: Callable[[Any], bool]) -> None:
+        """Let go of the recordings of that name whose keys are `stale`."""
+        gone = [full for full in self._recordings if full[0] == name and stale(full[1])]
+        for full in gone:
+            del self._recordings[full]
 
     def bucket(self, length: int) -> int:
         """The length that recordings for `length` tokens have; unpadded where nothing records or
