@@ -84,8 +84,10 @@ class Engine:
     def bind(self, model: nn.Module) -> None:
         """Serve `model`: recordings of another one, or of weights that have moved, are dropped."""
         first = next(model.parameters())
-        tensors = itertools.chain(model.parameters(), model.buffers())
-        weights = [(t.data_ptr(), t.device, t.dtype) for t in tensors]
+        weights: list[Any] = [first.device]
+        for part in model.modules():
+            for t in itertools.chain(part._parameters.values(), part._buffers.values()):
+                weights.append(None if t is None else (t.data_ptr(), t.dtype))
         if self._model is None or self._model() is not model or self._weights != weights:
             self.clear()
             self._model, self._weights = weakref.ref(model), weights
@@ -174,8 +176,8 @@ class Engine:
     def scratch(self, count: int, like: Tensor) -> Tensor:
         """[count], memory that recordings share: each run overwrites what another left there.
 
-        Where it has to grow, older recordings keep what they have; it doubles, so that all of it
-        is less than twice the largest.
+        Where it has to grow it doubles at least, and older recordings keep what they have: all of
+        it is less than four times the largest need.
         """
         kind = like.dtype, like.device
         held = self._scratch.get(kind)
@@ -187,7 +189,7 @@ class Engine:
         return held[:count]
 
     def compiled(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """A compiled function, made once for this model."""
+        """A compiled function, or what else is made once for this model."""
         if key not in self._compiled:
             self._compiled[key] = make()
         return self._compiled[key]

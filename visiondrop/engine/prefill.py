@@ -44,7 +44,7 @@ def prefill_blocks(
         config._attn_implementation != "sdpa"
         or getattr(config, "sliding_window", None) is not None
         or unfit(decoder, embeds)
-        or any(hooked(layer, mechanism.before_layer) for layer in mechanism.layers)
+        or hooked(engine, mechanism.layers, mechanism.before_layer)
     )
     if plain:
         return None
@@ -72,13 +72,15 @@ def unfit(module: nn.Module, given: Tensor) -> bool:
     return given.requires_grad or any(p.requires_grad for p in module.parameters())
 
 
-def hooked(module: nn.Module, ours: Callable[..., Any] | None = None) -> bool:
+def hooked(engine: Engine, module: nn.Module, ours: Callable[..., Any] | None = None) -> bool:
     """Whether someone's hooks are on a module or in it, which a recording would not call again.
 
     Those of `ours` do not count, nor do those that transformers leaves behind after it was asked
     for hidden states once: they do nothing in a pass that is not asked for them.
     """
-    for part in module.modules():
+    # Walking through hundreds of modules for every sample would take longer than looking at them.
+    parts = engine.compiled(("modules", id(module)), lambda: list(module.modules()))
+    for part in parts:
         if part._forward_hooks or part._forward_pre_hooks:
             for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
                 asked = getattr(hook, "__name__", "") == "output_capturing_hook"

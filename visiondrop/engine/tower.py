@@ -34,7 +34,7 @@ def run_tower(
     """
     if engine is None:
         return function(pixel_values)
-    if engine.graphs == "off" or unfit(tower, pixel_values) or hooked(tower):
+    if engine.graphs == "off" or unfit(tower, pixel_values) or hooked(engine, tower):
         CALLS["tower:plain"] += 1
         return function(pixel_values)
     shape, attention = tuple(pixel_values.shape), tower.config._attn_implementation
