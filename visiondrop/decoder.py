@@ -40,6 +40,7 @@ from visiondrop.run import (
     Block,
     Run,
     Uncached,
+    block_angles,
     block_mask,
     padded_causal_mask,
     row_positions,
@@ -300,9 +301,9 @@ class Mechanism:
         positions = row_positions(run, hidden.device)
         block = Block(
             index,
-            block_mask(self.decoder, outcome.hidden, run.padding[-1], run.cache, index),
+            block_mask(self.decoder, outcome.hidden, run.padding[-1], run.cache, index, first=True),
             positions,
-            self.decoder.rotary_emb(outcome.hidden, position_ids=positions),
+            block_angles(self.decoder, run, outcome.hidden, positions, cos_sin),
         )
         run.blocks.append(block)
         return outcome.hidden

@@ -91,4 +91,5 @@ def pack(pool: Tensor, index: list[np.ndarray]) -> Tensor:
     table = np.zeros((len(index), width), dtype=np.int64)
     for row, picked in enumerate(index):
         table[row, width - len(picked) :] = picked
-    return pool[torch.from_numpy(table).to(pool.device, non_blocking=True)]
+    rows = torch.from_numpy(table.reshape(-1)).to(pool.device, non_blocking=True)
+    return pool.index_select(0, rows).view(*table.shape, *pool.shape[1:])

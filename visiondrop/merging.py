@@ -68,6 +68,8 @@ def per_picture(
         if len(reductions) != count:
             raise ValueError(f"{len(reductions)} reductions for {count} pictures: give one each")
         return reductions
+    if count == 1:
+        return [reductions]
     whole = (getattr(reductions, f.name) for f in fields(Reduction))
     parts = zip(*([None] * count if t is None else t.split(1) for t in whole), strict=True)
     return [Reduction(*tensors) for tensors in parts]
@@ -75,27 +77,32 @@ def per_picture(
 
 def gather(tokens: Tensor, index: Tensor) -> Tensor:
     """Rows `index` [G, k] of `tokens` [G, n, ...]."""
+    if tokens.shape[0] == 1:  # of one picture whole rows are copied, 13 times as fast on a CPU
+        return tokens.index_select(1, index[0])
     index = index.reshape(*index.shape, *(1,) * (tokens.dim() - 2))
     return tokens.gather(1, index.expand(-1, -1, *tokens.shape[2:]))
 
 
 def complement(index: Tensor, n: int) -> Tensor:
     """The other n - k of the tokens 0..n-1, rising, for rising distinct `index` [G, k]."""
-    taken = torch.zeros(index.shape[0], n, dtype=torch.bool, device=index.device)
-    taken.scatter_(1, index, True)
+    taken = torch.zeros(index.shape[0], n, dtype=torch.uint8, device=index.device)
+    taken.scatter_(1, index, 1)
     # A stable sort of the flags puts the free ones first without a host round trip.
-    return taken.to(torch.uint8).sort(dim=1, stable=True).indices[:, : n - index.shape[1]]
+    return taken.sort(dim=1, stable=True).indices[:, : n - index.shape[1]]
 
 
-def assign(metric: Tensor, references: Tensor, members: Tensor) -> Tensor:
-    """The reference (0..c-1) with the highest cosine similarity for each member, [G, m].
+def assign(metric: Tensor, references: Tensor) -> Tensor:
+    """The reference (0..c-1) with the highest cosine similarity for each token, [G, n].
 
     Args:
         metric: [G, n, d], for VisionDrop the keys averaged over heads.
-        references: [G, c] and members: [G, m], indices into the n tokens.
+        references: [G, c], indices into the n tokens.
     """
-    unit = torch.nn.functional.normalize(wide(metric), dim=-1)
-    return (gather(unit, members) @ gather(unit, references).transpose(1, 2)).argmax(-1)
+    metric = wide(metric)
+    own = gather(metric, references)
+    unit = own / torch.linalg.vector_norm(own, dim=-1, keepdim=True).clamp_min(1e-12)
+    # Dividing by a token's own length would change no choice.
+    return torch.bmm(metric, unit.transpose(1, 2)).argmax(-1)
 
 
 def merge(
@@ -117,21 +124,40 @@ def merge(
 
     Returns: merged features [G, c, D] and their sizes [G, c].
     """
-    c = references.shape[1]
-    centre, extra = gather(features, references), gather(features, members)
     centre_size, extra_size = gather(sizes, references), gather(sizes, members)
-    out_size = centre_size.scatter_add(1, assigned, extra_size)
-    weight = extra_size if rule == "size-weighted" else torch.ones_like(extra_size)
-    centre, extra = wide(centre), wide(extra)
-    one_hot = torch.nn.functional.one_hot(assigned, c).to(extra.dtype) * weight[..., None]
-    total = one_hot.transpose(1, 2) @ extra
-    count = one_hot.sum(1)[..., None]
+    merged = fold(
+        gather(features, references), gather(features, members), assigned, rule,
+        centre_size, extra_size,
+    )  # fmt: skip
+    return merged, centre_size.scatter_add(1, assigned, extra_size)
+
+
+def fold(
+    centre: Tensor,
+    extra: Tensor,
+    assigned: Tensor,
+    rule: MergeRule,
+    centre_size: Tensor,
+    extra_size: Tensor,
+) -> Tensor:
+    """The merged features [G, c, D] of `merge`, of references and members taken out already.
+
+    Args:
+        centre: [G, c, D]; extra: [G, m, D]; centre_size, extra_size: [G, c] and [G, m].
+        assigned: [G, m], the reference of each of `extra`; those with -1 go nowhere.
+    """
+    dtype, centre, extra = centre.dtype, wide(centre), wide(extra)
+    slots = torch.arange(centre.shape[1], device=centre.device)
+    weight = (assigned[:, None] == slots[:, None]).to(extra.dtype)  # [G, c, m]
+    if rule == "size-weighted":
+        weight = weight * extra_size[:, None]
+    count = weight.sum(-1, keepdim=True)
     if rule == "sum":
-        merged = centre + total / count.clamp(min=1)
+        merged = torch.baddbmm(centre, weight / count.clamp(min=1), extra)
     else:
         own = centre_size[..., None] if rule == "size-weighted" else 1
-        merged = (centre * own + total) / (count + own)
-    return merged.to(features.dtype), out_size
+        merged = (centre * own + weight @ extra) / (count + own)
+    return merged.to(dtype)
 
 
 def keep_only(features: Tensor, sizes: Tensor, kept: Tensor) -> Reduction:
@@ -200,26 +226,20 @@ def reduce_tokens(
             f"{k} dominant ones of {n}"
         )
     step = max(1, rest.shape[1] // contextual)
-    centre_places = torch.arange(contextual, device=rest.device) * step
-    references = rest[:, centre_places]
-    is_member = torch.ones(rest.shape[1], dtype=torch.bool)
-    is_member[torch.arange(contextual) * step] = False
-    members = rest[:, is_member.nonzero().squeeze(1).to(rest.device)]
-    assigned = assign(metric, references, members)
-    merged, merged_size = merge(features, sizes, references, members, assigned, rule)
-
+    references = rest[:, : contextual * step : step]
     source = torch.cat([dominant, references], 1)
-    slot = torch.arange(source.shape[1], device=source.device).expand_as(source)
-    out = torch.cat([gather(features, dominant), merged], 1)
-    out_size = torch.cat([gather(sizes, dominant), merged_size], 1)
-    fresh = torch.zeros_like(source, dtype=torch.bool)
-    fresh[:, k:] = True
+    # What stays goes nowhere; so all tokens are folded as they lie, and members are never copied.
+    assigned = assign(metric, references).scatter_(1, source, -1)
+    out = gather(features, source)
+    sizes_of = gather(sizes, references) if rule == "size-weighted" else sizes
+    merged = fold(out[:, k:], features, assigned, rule, sizes_of, sizes)
+    out = torch.cat([out[:, :k], merged], 1)
+    slots = torch.arange(source.shape[1], device=source.device)
+    slot, fresh = slots.expand_as(source), (slots >= k).expand_as(source)
+    target = (assigned + k).scatter_(1, source, slot)
     if placement == "in_place":
         order = source.argsort(dim=1)
-        source, out, out_size = gather(source, order), gather(out, order), gather(out_size, order)
-        fresh = gather(fresh, order)
-        slot = order.argsort(dim=1)
-    target = torch.empty(source.shape[0], n, dtype=torch.long, device=source.device)
-    target.scatter_(1, torch.cat([dominant, references], 1), slot)
-    target.scatter_(1, members, gather(slot, k + assigned))
+        source, out, fresh = gather(source, order), gather(out, order), gather(fresh, order)
+        target = gather(order.argsort(dim=1), target)
+    out_size = torch.zeros_like(source, dtype=sizes.dtype).scatter_add_(1, target, sizes)
     return Reduction(out, source, target, out_size, fresh)

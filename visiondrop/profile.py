@@ -5,11 +5,12 @@
     python -m visiondrop.profile --model checkpoints/pocket-llava --tokens 64 --json pocket.json
     python -m visiondrop.profile --preset llava-1.5-7b --layers 2 --device cpu --dtype bfloat16
 
-Presets have the sizes of published models and random weights: no cost depends on the weights. With
---flops nothing is timed, no weights are made and no product is computed: seconds on a laptop. Times
-are of one machine; each method takes turns with the unpruned model ("full", with the same attention
-and the same --engine), and ratios are taken turn by turn. "stock" is the model without anything
-of ours, which also runs the vision tower's last layer. Stopped, the same command goes on (--json).
+Presets have the sizes of published models (but llava-next-300m, for CPUs, is none) and random
+weights: no cost depends on the weights. With --flops nothing is timed, no weights are made and no
+product is computed: seconds on a laptop. Times are of one machine; each method takes turns with the
+unpruned model ("full", with the same attention and the same --engine), and ratios are taken turn by
+turn. "stock" is the model without anything of ours, which also runs the vision tower's last layer.
+Stopped, the same command goes on (--json).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     which = p.add_mutually_exclusive_group(required=True)
-    which.add_argument("--preset", choices=PRESETS, help="sizes of a published model")
+    which.add_argument("--preset", choices=PRESETS, help="sizes of a model, random weights")
     which.add_argument("--model", type=Path, help="a folder with a Hugging Face LLaVA (1.5, NeXT)")
     p.add_argument("--method", default="visiondrop", help="comma list, or all; full and stock too")
     p.add_argument("--tokens", help="comma list: mean over the layers (64; any resolution: 320)")

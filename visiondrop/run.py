@@ -14,7 +14,7 @@ from visiondrop.layout import Row, padding_mask
 from visiondrop.stages import LayerInput
 from visiondrop.trace import SampleTrace, StageTrace
 
-__all__ = ["Block", "Run", "Uncached", "block_mask", "row_positions"]
+__all__ = ["Block", "Run", "Uncached", "block_angles", "block_mask", "row_positions"]
 
 
 @dataclass
@@ -148,11 +148,23 @@ class Uncached:
 
 
 def block_mask(
-    decoder: Any, hidden: Tensor, padding: Tensor | None, cache: Any, layer: int
+    decoder: Any,
+    hidden: Tensor,
+    padding: Tensor | None,
+    cache: Any,
+    layer: int,
+    first: bool = False,
 ) -> Tensor | None:
-    """The attention mask of the block that starts at `layer`, in the attention's own form."""
-    if padding is not None and decoder.config._attn_implementation == "sdpa":
-        return padded_causal_mask(padding, hidden.shape[1])
+    """The attention mask of the block that starts at `layer`, in the attention's own form.
+
+    Args:
+        first: whether `hidden` are the first tokens that the block sees, with nothing cached.
+    """
+    if decoder.config._attn_implementation == "sdpa":
+        if padding is not None:
+            return padded_causal_mask(padding, hidden.shape[1])
+        if first:
+            return None  # sdpa is causal by itself, which `create_causal_mask` finds out at length
     return create_causal_mask(
         config=decoder.config,
         inputs_embeds=hidden,
@@ -189,3 +201,20 @@ def row_positions(run: Run, device: torch.device) -> Tensor:
     if padding is None:
         return torch.arange(max(lengths), device=device).expand(len(lengths), -1)
     return (padding.long().cumsum(1) - 1).clamp(min=0)
+
+
+def block_angles(
+    decoder: Any, run: Run, hidden: Tensor, positions: Tensor, cos_sin: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """RoPE (cos, sin), [B or 1, S, d] each, of the block that a stage opens.
+
+    Rows without padding count from 0 before the stage and after it, so theirs are the beginning of
+    `cos_sin`, which the stage's layer would have read. RoPE that depends on the length does not
+    allow it.
+    """
+    counted = run.places is None and run.planes is None
+    whole = run.padding[-2] is None and run.padding[-1] is None
+    if counted and whole and getattr(decoder.rotary_emb, "rope_type", None) == "default":
+        return cos_sin[0][:, : hidden.shape[1]], cos_sin[1][:, : hidden.shape[1]]
+    made: tuple[Tensor, Tensor] = decoder.rotary_emb(hidden, position_ids=positions)
+    return made

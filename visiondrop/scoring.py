@@ -56,7 +56,7 @@ def attention_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
 
     Returns: [G, N] in float32; every row sums to H.
     """
-    logits = wide(torch.einsum("ghd,ghnd->ghn", query, key)) * scale
+    logits = wide(query[:, :, None] @ key.transpose(-1, -2))[:, :, 0] * scale
     return logits.softmax(-1).sum(1)
 
 
@@ -140,15 +140,18 @@ def chunked_column_sums(query: Tensor, key: Tensor, scale: float, masked: bool) 
     total, device = key.shape[2], query.device
     key_t = expand_heads(key, heads).flatten(0, 1).transpose(-1, -2)
     start = total - n
-    columns = torch.zeros(groups, n, device=device, dtype=wide(query[:0]).dtype)
+    columns = torch.zeros(
+        groups, n, device=device, dtype=torch.promote_types(query.dtype, torch.float32)
+    )
     chunk = max(1, CHUNK_ELEMENTS // max(1, groups * heads * total))
     for first in range(0, n, chunk):
         rows = query[:, :, first : first + chunk].flatten(0, 1)
-        # One product that scales as it goes; in-place from here, passes over it are what costs.
-        logits = wide(torch.baddbmm(rows.new_empty(1), rows, key_t, beta=0, alpha=scale))
+        # One product that scales and masks as it goes: passes over the logits are what costs.
+        later, beta = rows.new_empty(1), 0
         if masked:
-            later = torch.ones(rows.shape[1], n, dtype=torch.bool, device=device).triu_(first + 1)
-            logits[..., start:].masked_fill_(later, float("-inf"))
+            later, beta = rows.new_full((rows.shape[1], total), float("-inf")), 1
+            later.triu_(start + first + 1)
+        logits = wide(torch.baddbmm(later, rows, key_t, beta=beta, alpha=scale))
         seen = logits.softmax(-1)[..., start:]
         columns += seen.view(groups, heads, -1, n).sum((1, 2))
     return columns / heads

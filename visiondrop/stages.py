@@ -166,7 +166,7 @@ def run_stage(adapter: Adapter, method: Reducer, stage: StageInput) -> StageOutc
                     0,
                     count,
                     segment.picture,
-                    segment.identity[source],
+                    segment.identity.index_select(0, source),
                     reduction.sizes[0],
                     segment.key,
                     segment.full,
@@ -211,6 +211,9 @@ def make_view(
     def cut(tensor: Tensor, first: int, last: int) -> Tensor:
         """Places `first` to `last` of the members' rows; one row of RoPE may stand for all."""
         shared = tensor.shape[0] == 1
+        if len(offsets) == 1:
+            r, o = offsets[0]
+            return tensor[0 if shared else r, o + first : o + last][None]
         return torch.stack([tensor[0 if shared else r, o + first : o + last] for r, o in offsets])
 
     def project() -> tuple[Tensor, Tensor]:
@@ -228,7 +231,7 @@ def make_view(
 
     def of_tokens(tensors: list[Tensor]) -> Tensor:
         """[G, n, ...] of what the method sees, from [length, ...] of each picture."""
-        whole = torch.stack(tensors)
+        whole = tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
         return whole if seen is None else whole[:, seen.to(whole.device)]
 
     scores = [segment.score for segment in segments]

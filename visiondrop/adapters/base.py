@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -235,10 +235,13 @@ class Adapter(ABC):
         """
         attention: Any = layer.self_attn
         normed = layer.input_layernorm(hidden)  # type: ignore[operator]
-        query = self._heads(
-            attention, "query", normed[:, -visual:], cos[:, -visual:], sin[:, -visual:]
-        )
-        return query, self._heads(attention, "key", normed, cos, sin)
+        before = hidden.shape[1] - visual
+        key = self._heads(attention, "key", normed)
+        query = self._heads(attention, "query", normed[:, before:])
+        if before:  # rows that are cut off again: one rotation turns both
+            query = nn.functional.pad(query, (0, 0, before, 0))
+        query, key = rotation(attention)(query, key, cos, sin)
+        return query[:, :, before:], key
 
     def attention_part(
         self, layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, part: str
@@ -249,22 +252,28 @@ class Adapter(ABC):
             hidden: [G, N, D], what the layer reads; cos, sin: [G, N, d].
         """
         normed = layer.input_layernorm(hidden)  # type: ignore[operator]
-        return self._heads(layer.self_attn, part, normed, cos, sin)
+        heads = self._heads(layer.self_attn, part, normed)
+        # The function turns a pair; the other one of it has no heads.
+        return rotation(layer.self_attn)(heads, heads[:, :0], cos, sin)[0]
 
-    def _heads(self, attention: Any, part: str, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _heads(self, attention: Any, part: str, normed: Tensor) -> Tensor:
+        """[G, H, N, d], queries or keys before RoPE."""
         config = attention.config
         if part == "query":
             linear, count = attention.q_proj, config.num_attention_heads
         else:
             linear, count = attention.k_proj, config.num_key_value_heads
-        heads = all_heads(linear, linear(normed), count, attention.head_dim)
-        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-        # The function turns a pair at equal positions; queries and keys differ in number here.
-        return rotate(heads, heads, cos, sin)[0]
+        return all_heads(linear, linear(normed), count, attention.head_dim)
 
     def scaling(self, layer: nn.Module) -> float:
         """1 / sqrt(d) of a decoder layer's attention."""
         return float(layer.self_attn.scaling)  # type: ignore[union-attr,arg-type]
+
+
+def rotation(attention: Any) -> Callable[..., Any]:
+    """The family's RoPE: (query, key, cos, sin) -> (query, key)."""
+    rotate: Callable[..., Any] = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    return rotate
 
 
 def capture_projection(module: nn.Module, store: dict[str, Tensor], name: str) -> Any:

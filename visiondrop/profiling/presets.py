@@ -1,4 +1,4 @@
-"""Published models by their sizes, built with random weights or with none.
+"""Models by their sizes, published ones and one for CPUs, built with random weights or with none.
 
 Speed, memory and FLOPs do not depend on what the weights are. So a model of 7 or 13 billion
 parameters is measured without a download: its weights are one small random block over and over,
@@ -31,7 +31,7 @@ VOCABULARY, IMAGE_TOKEN = 32064, 32000  # of the converted checkpoints
 
 @dataclass(frozen=True)
 class Preset:
-    """A published model as its cost depends on it.
+    """A model as its cost depends on it.
 
     Attributes:
         anyres: LLaVA-NeXT, whose picture is a thumbnail and crops.
@@ -39,6 +39,7 @@ class Preset:
         patches: visual tokens of that picture, newlines apart; newlines: theirs.
         text_tokens: all other tokens of a prompt, newlines among them; 66 and 113 are what the
             figures of the VisionDrop paper (arXiv 2506.22283) imply.
+        tower: (layers, width, MLP width, heads) of the vision tower, CLIP ViT-L/336's by default.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Preset:
     width: int
     mlp_width: int
     heads: int
+    tower: tuple[int, int, int, int] = (24, 1024, 4096, 16)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,9 +77,10 @@ class Preset:
         """
         if layers is not None and layers < 1:
             raise ValueError(f"{layers} decoder layers: at least 1 is needed")
+        depth, width, mlp_width, heads = self.tower
         vision = CLIPVisionConfig(
-            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
-            num_attention_heads=16, image_size=336, patch_size=14, projection_dim=768,
+            hidden_size=width, intermediate_size=mlp_width, num_hidden_layers=depth,
+            num_attention_heads=heads, image_size=336, patch_size=14, projection_dim=768,
         )  # fmt: skip
         text = LlamaConfig(
             hidden_size=self.width, intermediate_size=self.mlp_width,
@@ -95,9 +98,12 @@ PRESETS = {
         Preset("llava-1.5-13b", False, 40, 5120, 13824, 40),
         Preset("llava-next-7b", True, 32, 4096, 11008, 32),
         Preset("llava-next-13b", True, 40, 5120, 13824, 40),
+        Preset("llava-next-300m", True, 24, 1024, 2816, 16, (12, 512, 2048, 8)),
     )
 }
-"""LLaVA-1.5 and LLaVA-NeXT with Vicuna behind CLIP ViT-L/336."""
+"""LLaVA-1.5 and LLaVA-NeXT with Vicuna behind CLIP ViT-L/336. llava-next-300m is not published: a
+decoder of 308 million parameters beside embeddings and head and a tower of 38 million, so that
+LLaVA-NeXT's 2880 visual tokens can be timed on a CPU in minutes."""
 
 
 def random_model(config: Any, dtype: torch.dtype, device: str | torch.device = "cpu") -> Any:
