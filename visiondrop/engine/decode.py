@@ -61,7 +61,7 @@ def decode_step(
     ends = ends_of(cache, engine)
     slot = slot_for(cache, engine, ends)
     begins = not slot.holds(cache)
-    if begins and any(hooked(layer, mechanism.before_layer) for layer in mechanism.layers):
+    if begins and hooked(engine, mechanism.layers, mechanism.before_layer):
         return None
     slot.take_in(cache, mechanism.original)
     return DecodeStep(mechanism, engine, run, slot, ends)
