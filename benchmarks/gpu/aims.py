@@ -88,22 +88,57 @@ def choosing(preset: str) -> Callable[[Any], float]:
     return read
 
 
+def evaluation(content: Any) -> float:
+    """VisionDrop in batches with the image cache, over the unpruned model one by one."""
+    best_way = next(
+        case
+        for case in content["cases"]
+        if case["method"] == "visiondrop" and case["way"] == "cache"
+    )
+    return float(best_way["ratio"])
+
+
+def of_flops(content: Any) -> float:
+    """Speed-up of the time to the first token over how many times fewer FLOPs run."""
+    rows = {row["method"]: row for row in content["rows"]}
+    bound = rows["full"]["tflops_run"] / rows["visiondrop"]["tflops_run"]
+    return float(rows["visiondrop"]["faster"]["1"]["median"]) / bound
+
+
+def of_rest(content: Any) -> float:
+    """VisionDrop's stages at 64 tokens over the rest of the prefill."""
+    rows = {(row["method"], row["tokens"]): row for row in content["rows"]}
+    return float(rows["visiondrop", 64]["choosing_over_rest"])
+
+
 GPU, NEXT, OLD = RESULT.name, "llava-next-7b", "llava-1.5-7b"
+LEAST, MOST = False, True
 AIMS = [
-    Aim("time to first token, LLaVA-NeXT-7B's sizes, 2,880 to 320, batch 1, over full", "GPU",
-        4.5, False, GPU, best(f"first_token:{NEXT}")),
-    Aim("the same, LLaVA-1.5-7B's sizes, 576 to 64", "GPU", 3, False, GPU,
-        best(f"first_token:{OLD}")),
-    Aim("prefill at batch 8, LLaVA-NeXT-7B: measured over FLOPs' speed-up", "GPU", 0.85, False,
-        GPU, best(f"prefill:{NEXT}", "of_bound"), ""),
-    Aim("the same, LLaVA-1.5-7B", "GPU", 0.85, False, GPU, best(f"prefill:{OLD}", "of_bound"), ""),
-    Aim("choosing over the rest of the prefill, LLaVA-NeXT-7B", "GPU", 0.02, True, GPU,
-        choosing(NEXT), "%"),
-    Aim("the same, LLaVA-1.5-7B", "GPU", 0.02, True, GPU, choosing(OLD), "%"),
-    Aim("decoding, tokens per second, batch 16, 128 new tokens, 2,880 to 320, over full", "GPU",
-        2, False, GPU, best(f"decode:{NEXT}")),
-    Aim("peak of activations and KV cache, batch 8, 2,880 to 320, over full", "GPU", 0.25, True,
-        GPU, lambda c: float(c["cells"][f"memory:{NEXT}"]["of_full"]["visiondrop"]), "%"),
+    Aim("time to first token over full, LLaVA-NeXT-7B's sizes, 2,880 to 320, batch 1", "GPU",
+        4.5, LEAST, GPU, best(f"first_token:{NEXT}")),
+    Aim("time to first token over full, LLaVA-1.5-7B's sizes, 576 to 64, batch 1", "GPU",
+        3, LEAST, GPU, best(f"first_token:{OLD}")),
+    Aim("prefill at batch 8, LLaVA-NeXT-7B: measured over FLOPs' speed-up", "GPU",
+        0.85, LEAST, GPU, best(f"prefill:{NEXT}", "of_bound"), ""),
+    Aim("prefill at batch 8, LLaVA-1.5-7B: measured over FLOPs' speed-up", "GPU",
+        0.85, LEAST, GPU, best(f"prefill:{OLD}", "of_bound"), ""),
+    Aim("choosing over the rest of the prefill, LLaVA-NeXT-7B", "GPU",
+        0.02, MOST, GPU, choosing(NEXT), "%"),
+    Aim("choosing over the rest of the prefill, LLaVA-1.5-7B", "GPU",
+        0.02, MOST, GPU, choosing(OLD), "%"),
+    Aim("tokens per second of decoding over full, batch 16, 128 new tokens, 2,880 to 320", "GPU",
+        2, LEAST, GPU, best(f"decode:{NEXT}")),
+    Aim("peak of activations and KV cache over full, batch 8, 2,880 to 320", "GPU",
+        0.25, MOST, GPU, lambda c: float(c["cells"][f"memory:{NEXT}"]["of_full"]["visiondrop"]),
+        "%"),
+    Aim("evaluation over full one by one, GQA sample, pocket model", "GPU",
+        20, LEAST, "gpu_evaluation_speed.json", evaluation),
+    Aim("evaluation over full one by one, GQA sample, pocket model", "CPU",
+        6, LEAST, "evaluation_speed.json", evaluation),
+    Aim("choosing over the rest of the prefill, pocket model, 64 tokens", "CPU",
+        0.05, MOST, "overhead_pocket.json", of_rest, "%"),
+    Aim("prefill of 300 M parameters, 2,880 to 320: measured over FLOPs' speed-up", "CPU",
+        0.8, LEAST, "efficiency_300m.json", of_flops, ""),
 ]  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def tiny(anyres: bool) -> Any:
         image_size=24, patch_size=4,
     )  # fmt: skip
     text = LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=4,
+        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=4, vocab_size=100, max_position_embeddings=1024,
     )  # fmt: skip
     more: dict[str, Any] = dict(vision_config=vision, text_config=text, image_token_index=99)
@@ -75,7 +75,7 @@ def bench_of(preset: str, args: argparse.Namespace) -> Bench:
     if args.dry_run:
         anyres = PRESETS[preset].anyres
         return Bench(
-            tiny(anyres), 40 if anyres else 12, "cpu", torch.float32, "replay", 2, 1, 4, smaller=8
+            tiny(anyres), 40 if anyres else 12, "cpu", torch.float32, "replay", 1, 0, 3, smaller=8
         )
     config = PRESETS[preset].config()
     check_room(config, torch.bfloat16, torch.device("cuda"))

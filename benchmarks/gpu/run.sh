@@ -2,8 +2,8 @@
 # Everything that needs a GPU, in under eight minutes from a clean checkout; stopped, it goes on.
 #   bash benchmarks/gpu/run.sh               into docs/results/gpu_efficiency.json
 #   PYTHON=python3 OUT=DIR COMMIT=HASH bash benchmarks/gpu/run.sh
-# First the tests that need a device (kernels, CUDA graphs), then the cells of the aims, then, in the
-# time that is left, the milliseconds of table 3 for a few methods (all of them: docs/efficiency.md).
+# First the tests that need a device (kernels, CUDA graphs), then the cells of the aims, an
+# evaluation on the bundled model, and, in the time that is left, the milliseconds of table 3 for a few methods (all of them: docs/efficiency.md).
 set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
@@ -22,6 +22,10 @@ if "$python" -c 'import pytest' 2>/dev/null; then
 fi
 timeout "$(left)" "$python" -m benchmarks.gpu.efficiency --json "$out/gpu_efficiency.json" \
   --seconds "$(left)" ${COMMIT:+--commit "$COMMIT"} || status=1
+if [ "$(left)" -gt 90 ]; then
+  timeout "$(left)" "$python" -m benchmarks.evaluation_speed --device cuda --dtype bfloat16 \
+    --repeats 1 --json "$out/gpu_evaluation_speed.json" || status=1
+fi
 for cell in llava-1.5-7b:64 llava-next-7b:320; do
   [ "$(left)" -gt 60 ] || break
   timeout "$(left)" "$python" -m visiondrop.profile --preset "${cell%%:*}" --tokens "${cell##*:}" \
