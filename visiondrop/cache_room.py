@@ -1,8 +1,9 @@
 """A KV cache layer with room behind its tokens, so that a new token is written in place.
 
-The stock layer concatenates: it copies all it holds for every new token. Here a prefill is stored
-as it comes, without room; the first step after it copies once into a buffer that is longer, and
-later steps write behind the last token. `keys` and `values` are the part of the buffer that counts.
+The stock layer concatenates: it copies all it holds for every new token. Here a prefill is copied
+once, without room, as by the stock layer; the first step after it copies into a buffer that is
+longer, and later steps write behind the last token. `keys` and `values` are the part of the buffer
+that counts.
 
 Whoever puts other tensors there (a beam's reordering, a choice of rows, a dropped part) is
 followed: they are the layer's from then on, are never written to, and are copied with room at the

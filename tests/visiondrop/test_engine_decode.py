@@ -8,28 +8,31 @@ recordings that call their function again (`Held`).
 from __future__ import annotations
 
 import copy
-import functools
 from typing import Any
 
 import pytest
 import torch
 from transformers import DynamicCache
 
+from tests.visiondrop.decoding import (
+    CLOSE,
+    DROP,
+    ROWS,
+    WIDE,
+    Talk,
+    answer,
+    double,
+    recorded,
+    steps,
+)
 from tests.visiondrop.engines import Held, cached
 from tests.visiondrop.matrix import METHODS
-from tests.visiondrop.models import LAYERS, batch, generate, logits, pixels, prompt, tiny
+from tests.visiondrop.models import LAYERS, batch, logits, pixels, prompt, tiny
 from tests.visiondrop.test_identities import hooks
-from visiondrop.cache_room import RoomLayer
 from visiondrop.engine import Engine, attached
 from visiondrop.engine import engine as engine_module
 from visiondrop.engine.decode import ends_of
-from visiondrop.engine.slot import AHEAD, GRAIN, capacity_for
-
-ROWS = [prompt(3, 6, 1), prompt(5, 9, 2), prompt(3, 4, 3)]
-WIDE = 0.95
-CLOSE = {"sdpa": {"atol": 1e-9, "rtol": 1e-9}, "eager": {"atol": 1e-6, "rtol": 1e-6}}
-"""In float64, where eager attention has its softmax in float32."""
-DROP = METHODS["visiondrop"]  # four blocks
+from visiondrop.engine.slot import AHEAD
 
 
 @pytest.fixture
@@ -41,30 +44,6 @@ def held(monkeypatch: pytest.MonkeyPatch) -> None:
 def decode_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefills run layer by layer, as recording them takes long."""
     monkeypatch.setattr(attached, "prefill_blocks", lambda *_: None)
-
-
-@functools.cache
-def double(**kwargs: Any) -> Any:
-    model = tiny(**kwargs)
-    attention = model.config.text_config._attn_implementation
-    model = copy.deepcopy(model).double()
-    model.set_attn_implementation(attention)
-    return model
-
-
-def answer(model: Any, method: Any, rows: Any, engine: Engine | None = None, **kwargs: Any) -> Any:
-    dtype = next(model.parameters()).dtype
-    with method(model, engine=engine) as trace:
-        return generate(model, rows, pixels(len(rows)).to(dtype), **kwargs), trace.paths
-
-
-def recorded(engine: Engine) -> list[Any]:
-    """Keys of the recorded decode steps."""
-    return [key for name, key in engine._recordings if name == "decode"]
-
-
-def steps(count: int) -> dict[str, int]:
-    return {"max_new_tokens": count, "min_new_tokens": count}
 
 
 CELLS = [
@@ -149,118 +128,6 @@ def test_a_second_sample_takes_the_same_recordings(decode_alone: None) -> None:
     assert len(engine.slots) == 1
 
 
-class Talk:
-    """A generation step by step, so that others come between."""
-
-    def __init__(self, model: Any, row: list[int], image: torch.Tensor):
-        self.model, self.kv = model, DynamicCache(config=model.config.text_config)
-        self.seen: list[torch.Tensor] = []
-        self.tell(batch([row])["input_ids"], pixel_values=image.double(), logits_to_keep=1)
-
-    def tell(self, ids: torch.Tensor, **kwargs: Any) -> None:
-        with torch.no_grad():
-            out = self.model(ids, past_key_values=self.kv, use_cache=True, **kwargs)
-        self.seen.append(out.logits[0, -1].clone())
-
-    def step(self, count: int = 1) -> None:
-        for _ in range(count):
-            self.tell(self.seen[-1].argmax()[None, None])
-
-    def lengths(self) -> list[int]:
-        return [layer.get_seq_length() for layer in self.kv.layers]
-
-
-def close(a: Talk, b: Talk) -> None:
-    torch.testing.assert_close(torch.stack(a.seen), torch.stack(b.seen), **CLOSE["sdpa"])
-    assert a.lengths() == b.lengths()
-
-
-@pytest.mark.parametrize("way", ["in turns", "deepcopy", "one leaves"])
-def test_two_generations_do_not_mix(way: str, held: None) -> None:
-    model, engine, image = double(), Engine("replay", waste=WIDE), pixels(2)
-    rows = [prompt(3, 6, 1), prompt(6, 5, 7)]
-    with DROP(model):
-        alone = [Talk(model, row, image[i : i + 1]) for i, row in enumerate(rows)]
-        for talk in alone:
-            talk.step(6)
-    with DROP(model, engine=engine) as trace:
-        if way == "deepcopy":
-            first = Talk(model, rows[0], image[:1])
-            first.step(2)
-            second = copy.copy(first)
-            second.kv, second.seen = copy.deepcopy(first.kv), list(first.seen)
-            for _ in range(4):
-                first.step()
-                second.step()
-            close(first, alone[0])
-            close(second, alone[0])
-            return
-        talks = [Talk(model, row, image[i : i + 1]) for i, row in enumerate(rows)]
-        for count in (1, 2, 3) if way == "in turns" else (6,):
-            for talk in talks:
-                talk.step(count)
-        for talk, expected in zip(talks, alone, strict=True):
-            close(talk, expected)
-        assert trace.paths["decode:graph"] == 12
-        held = [t.kv.layers[0].keys.untyped_storage().data_ptr() for t in talks]
-        assert held[0] != held[1]
-        assert talks[0].kv.layers[0].keys.shape[2] == talks[0].lengths()[0]
-
-
-def test_what_others_do_to_a_cache_between_steps_is_seen(held: None) -> None:
-    """Cropping, tokens in a block of several, dropped columns and rows that are chosen."""
-    model, image = double(), pixels(1)
-
-    def talk(engine: Engine | None) -> Talk:
-        with DROP(model, engine=engine) as trace:
-            one = Talk(model, ROWS[0], image)
-            one.step(2)
-            one.kv.crop(-1)
-            one.step(1)
-            one.tell(torch.tensor([[5, 6, 7]]))
-            one.step(1)
-            one.kv.crop(-2)
-            one.tell(torch.tensor([[8, 9]]))
-            one.step(1)
-            for layer, count in ((one.kv.layers[3], 4), (one.kv.layers[6], 2)):
-                kept = [0, *range(count, layer.keys.shape[2])]
-                layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
-            one.step(2)
-            one.kv.reorder_cache(torch.tensor([0]))
-            one.step(1)
-            if engine is not None:
-                assert trace.paths["decode:graph"] == 8 and trace.paths["decode:plain"] == 2
-        return one
-
-    close(talk(Engine("replay", waste=WIDE)), talk(None))
-
-
-def test_padding_within_the_new_tokens_moves_positions(held: None) -> None:
-    """Same length, other padding than the slot was written for."""
-    model = double()
-
-    def talk(engine: Engine | None) -> list[torch.Tensor]:
-        seen, kv = [], DynamicCache()
-        with DROP(model, engine=engine), torch.no_grad():
-            first = batch(ROWS[:2])
-            kwargs = {"past_key_values": kv, "use_cache": True}
-            model(**first, pixel_values=pixels(2).double(), logits_to_keep=1, **kwargs)
-            mask = first["attention_mask"]
-            # The last two leave as many columns as the first, one of them padding.
-            for new in ([[1], [1]], None, [[0, 1], [1, 1]], [[1], [1]]):
-                if new is None:
-                    kv.crop(-2)
-                    mask = mask[:, :-2]
-                    continue
-                mask = torch.cat([mask, torch.tensor(new)], 1)
-                ids = torch.full((2, len(new[0])), 7 + len(seen))
-                seen.append(model(ids, attention_mask=mask, **kwargs).logits[:, -1])
-        return seen
-
-    ours, plain = talk(Engine("replay", waste=WIDE)), talk(None)
-    torch.testing.assert_close(ours, plain, **CLOSE["sdpa"])
-
-
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -279,35 +146,6 @@ def test_ways_of_decoding(kwargs: dict[str, Any], held: None) -> None:
     out, paths = answer(model, DROP, rows, engine, **steps(8), **kwargs)
     assert paths["decode:graph"] > 0
     assert out.sequences.tolist() == plain.sequences.tolist()
-
-
-def test_a_second_turn_goes_on_from_a_slot(held: None) -> None:
-    """Within the engine, and without one after it."""
-    model, engine = double(), Engine("replay", waste=WIDE)
-    expected: list[Any] = []
-    for first, second in ((None, None), (engine, engine), (engine, None)):
-        out, _ = answer(model, DROP, ROWS[:1], first, **steps(4))
-        turn = [*out.sequences[0].tolist(), 11, 12, 13]
-        with DROP(model, engine=second) as trace:
-            kv = {"past_key_values": out.past_key_values}
-            again = generate(model, [turn], None, **kv, **steps(4))
-        assert trace.paths["decode:graph"] == (3 if second else 0)
-        expected.append(logits(again))
-        torch.testing.assert_close(expected[-1], expected[0], **CLOSE["sdpa"])
-
-
-def test_a_long_generation_outgrows_its_slot(held: None) -> None:
-    model, engine = double(), Engine("replay", waste=0.95)
-    count = GRAIN + 10
-    plain, _ = answer(model, DROP, ROWS[:1], **steps(count))
-    out, paths = answer(model, DROP, ROWS[:1], engine, **steps(count))
-    assert out.sequences.tolist() == plain.sequences.tolist()
-    assert paths["decode:graph"] == count - 1 and len(engine.slots) == 1
-    (slot,) = engine.slots.values()
-    assert {key[0] for key in recorded(engine)} == {slot.serial}, (
-        "recordings of the slot before are gone"
-    )
-    assert slot.serial > 0 and max(slot.capacities) > GRAIN
 
 
 def test_what_a_recording_cannot_hold_runs_layer_by_layer(held: None) -> None:
@@ -349,19 +187,6 @@ def test_a_hook_set_between_steps_is_called(held: None) -> None:
         assert len(seen) == trace.paths["decode:plain"] == 2
         talk.step()
         assert trace.paths["decode:graph"] == 2
-
-
-def test_tokens_are_copied_to_a_slot_once(held: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    moves: list[int] = []
-    plain = RoomLayer.move_in
-
-    def counted(layer: RoomLayer, *args: Any) -> None:
-        moves.append(1)
-        plain(layer, *args)
-
-    monkeypatch.setattr(RoomLayer, "move_in", counted)
-    _, paths = answer(double(), DROP, ROWS[:1], Engine("replay"), **steps(9))
-    assert len(moves) == LAYERS and not paths["cache:grown"] and not paths["cache:in_place"]
 
 
 def test_layers_and_hooks_are_back_after_an_exception(
@@ -418,9 +243,3 @@ def test_little_more_is_read_than_is_held() -> None:
         assert len({e - n for e, n in zip(ends, lengths, strict=True)}) == 1
         met.add(ends)
     assert len(met) <= AHEAD // 4, "one recording serves several steps"
-
-
-def test_a_slot_has_room_for_an_answer() -> None:
-    for end in (1, GRAIN - 1, GRAIN, 1000):
-        assert end + AHEAD <= capacity_for(end) < end + AHEAD + GRAIN
-        assert capacity_for(end) % GRAIN == 0
