@@ -103,6 +103,8 @@ class Mechanism:
         """Remove all hooks, whatever one of them raises; the model is as before."""
         with ExitStack() as last_first:
             last_first.callback(self.inputs.detach)
+            if self.fast is not None:
+                last_first.callback(self.fast.release)
             for handle in self.handles:
                 last_first.callback(handle.remove)
             for extension in self.extensions:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from visiondrop.scoring import CHUNK_ELEMENTS, expand_heads, wide
+from visiondrop.transfer import to_device
 
 __all__ = ["DecoderView", "RowAttention"]
 
@@ -42,7 +43,7 @@ class RowAttention:
         device = self.hidden.device
         if isinstance(places, slice):
             return torch.arange(self.hidden.shape[1], device=device)[places]
-        return torch.as_tensor(places, device=device)
+        return to_device(torch.as_tensor(places), device)
 
     @cached_property
     def key(self) -> Tensor:

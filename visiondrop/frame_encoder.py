@@ -25,6 +25,7 @@ from visiondrop.functional.frame_layout import FrameGrid
 from visiondrop.merging import Reduction, concatenate, keep_all, keep_only, per_picture
 from visiondrop.tiles import frame_budgets
 from visiondrop.trace import StageTrace
+from visiondrop.transfer import to_device
 from visiondrop.views import EncoderView, ProjectedView
 
 __all__ = ["budgets_of", "encode_frames", "reduce_frames"]
@@ -83,7 +84,7 @@ def encode_frames(
 
     def view_of(index: list[int]) -> EncoderView:
         """Frames as a method sees them."""
-        which = torch.tensor(index, device=tower.features.device)
+        which = to_device(torch.tensor(index), tower.features.device)
         features = tower.features[which]
         keys = functools.partial(picture_keys, pixel_values, trace)
         return EncoderView(

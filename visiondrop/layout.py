@@ -15,6 +15,7 @@ from torch import Tensor
 
 from visiondrop.pictures import Portion
 from visiondrop.trace import Grid
+from visiondrop.transfer import to_device
 
 __all__ = ["Row", "Segment", "pack", "padding_mask"]
 
@@ -79,7 +80,7 @@ def padding_mask(rows: list[Row], device: torch.device) -> Tensor | None:
     if min(lengths) == width:
         return None
     columns = np.arange(width)[None]
-    return torch.from_numpy(columns >= width - np.array(lengths)[:, None]).to(device)
+    return to_device(torch.from_numpy(columns >= width - np.array(lengths)[:, None]), device)
 
 
 def pack(pool: Tensor, index: list[np.ndarray]) -> Tensor:
@@ -91,5 +92,5 @@ def pack(pool: Tensor, index: list[np.ndarray]) -> Tensor:
     table = np.zeros((len(index), width), dtype=np.int64)
     for row, picked in enumerate(index):
         table[row, width - len(picked) :] = picked
-    rows = torch.from_numpy(table.reshape(-1)).to(pool.device, non_blocking=True)
+    rows = to_device(torch.from_numpy(table.reshape(-1)), pool.device)
     return pool.index_select(0, rows).view(*table.shape, *pool.shape[1:])

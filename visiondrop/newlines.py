@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visiondrop.layout import Segment
 from visiondrop.merging import Reduction
+from visiondrop.transfer import to_device
 
 __all__ = ["restore", "visible"]
 
@@ -20,7 +21,7 @@ def visible(segment: Segment, device: torch.device) -> Tensor | None:
     """[n], the places within the segment that a method sees; None where it sees all."""
     if segment.newlines is None:
         return None
-    return torch.from_numpy(np.flatnonzero(~segment.newlines)).to(device)
+    return to_device(torch.from_numpy(np.flatnonzero(~segment.newlines)), device)
 
 
 def restore(
@@ -52,8 +53,8 @@ def restore(
     order = np.insert(np.arange(count), at, count + np.arange(len(lines)))
 
     device = reduction.source.device
-    pick, line = torch.from_numpy(order).to(device), torch.from_numpy(lines).to(device)
-    shown = torch.from_numpy(seen).to(device)
+    pick, line = (to_device(torch.from_numpy(t), device) for t in (order, lines))
+    shown = to_device(torch.from_numpy(seen), device)
     moved = pick.argsort()
 
     def insert(tokens: Tensor, own: Tensor) -> Tensor:

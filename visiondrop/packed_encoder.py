@@ -29,6 +29,7 @@ from visiondrop.merged_tokens import MergedView
 from visiondrop.merging import Reduction, concatenate, keep_all, keep_only, per_picture
 from visiondrop.newlines import restore
 from visiondrop.trace import StageTrace
+from visiondrop.transfer import to_device
 from visiondrop.views import EncoderView, ProjectedView
 
 __all__ = ["PackedView", "encode_packed", "encode_pooled"]
@@ -195,7 +196,7 @@ def reduce_packed(
     total = acting.entry_tokens()
     if total is not None and total > grid.first_newline:
         return None, newlines
-    view = view_of(torch.from_numpy(np.flatnonzero(~newlines)).to(device))
+    view = view_of(to_device(torch.from_numpy(np.flatnonzero(~newlines)), device))
     if acting.before == "encoder":
         made = acting.encoder_stage(view)
     else:
@@ -204,7 +205,7 @@ def reduce_packed(
     if reduction is None:
         return None, newlines
     ones = torch.ones(len(run), dtype=torch.long, device=device)
-    ids, seen = grid.ids.to(device), grid.first_newline
+    ids, seen = to_device(grid.ids, device), grid.first_newline
     segment = Segment(0, len(run), 0, ids, ones, None, seen, grid=grid, newlines=newlines)
     return restore(segment, reduction, run, part.tiles.newlines, part.in_place)
 
@@ -230,7 +231,7 @@ def encode_pooled(
     grid = FrameGrid(frames, side, newline=True)
 
     def view_of(index: list[int]) -> PackedView:
-        which = torch.tensor(index, device=pooled.device)
+        which = to_device(torch.tensor(index), pooled.device)
         names = lambda: [f"{picture_keys(videos, trace)[i // frames]}/{i % frames}" for i in index]  # noqa: E731
         asked = lambda: [picture_questions(videos, trace)[i // frames] for i in index]  # noqa: E731
         patches = tower_view(geometry, tower, which, names, asked)

@@ -12,6 +12,7 @@ from torch import Tensor
 from visiondrop.encoder import Picture
 from visiondrop.layout import Row, Segment
 from visiondrop.trace import StageTrace
+from visiondrop.transfer import to_device
 
 __all__ = ["Prompt", "kinds_of", "read_prompt", "repeated", "split_pictures"]
 
@@ -98,7 +99,7 @@ def read_prompt(
     flat = batch * width
     counted = np.clip(np.cumsum(real, 1) - 1, 0, None)
     pool, pool_size = [embeds.reshape(flat, -1)], flat
-    place_pool, place_size = [torch.from_numpy(counted.reshape(-1)).to(device)], flat
+    place_pool, place_size = [to_device(torch.from_numpy(counted.reshape(-1)), device)], flat
     index, place_index, rows, stages = [], [], [], []
     for r, own in enumerate(pictures):
         columns = np.flatnonzero(real[r])

@@ -13,6 +13,7 @@ from visiondrop.cache import MASK_CACHE, CacheBlock
 from visiondrop.layout import Row, padding_mask
 from visiondrop.stages import LayerInput
 from visiondrop.trace import SampleTrace, StageTrace
+from visiondrop.transfer import to_device
 
 __all__ = ["Block", "Run", "Uncached", "block_angles", "block_mask", "row_positions"]
 
@@ -81,11 +82,11 @@ class Run:
         """Write the blocks of a finished prefill onto its cache."""
         firsts = [0, *(block.first_layer for block in self.blocks)]
         self.cache.blocks = [
-            CacheBlock(first, padding, torch.tensor(lengths, device=device), max(lengths))
+            CacheBlock(first, padding, to_device(torch.tensor(lengths), device), max(lengths))
             for first, padding, lengths in zip(firsts, self.padding, self.lengths, strict=True)
         ]
         self.cache.logical = self.columns
-        self.cache.logical_count = torch.tensor(self.real, device=device)
+        self.cache.logical_count = to_device(torch.tensor(self.real), device)
 
     def samples(self, decoder: Any, num_layers: int, hidden: torch.dtype) -> list[SampleTrace]:
         """The rows with pictures, for the trace of a prefill.

@@ -21,6 +21,7 @@ from visiondrop.merging import Reduction, per_picture
 from visiondrop.newlines import restore, visible
 from visiondrop.reducer import Reducer
 from visiondrop.trace import StageTrace
+from visiondrop.transfer import to_device
 from visiondrop.views import DecoderView
 
 __all__ = ["LayerInput", "StageInput", "StageOutcome", "run_stage"]
@@ -257,7 +258,7 @@ def make_view(
         view.row = RowView(
             start,
             this.hidden,
-            torch.tensor(after, dtype=torch.long, device=now.hidden.device),
+            to_device(torch.tensor(after, dtype=torch.long), now.hidden.device),
             this,
             attention(stage.before, length) if stage.before is not None else None,
             entry_of(stage, members) if stage.entry is not None else None,
@@ -275,7 +276,9 @@ def entry_of(stage: StageInput, members: list[tuple[int, int]]) -> tuple[Tensor,
         segment, offset = rows[r].segments[s], embeds.shape[1] - rows[r].length
         visual.append(embeds[r, offset + segment.start :][: segment.length])
         after = text_after(rows[r], segment, stage.tail)
-        text.append(embeds[r, offset + torch.tensor(after, dtype=torch.long)])
+        text.append(
+            embeds[r, to_device(offset + torch.tensor(after, dtype=torch.long), embeds.device)]
+        )
     return torch.stack(visual), torch.stack(text)
 
 

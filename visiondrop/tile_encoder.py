@@ -21,6 +21,7 @@ from visiondrop.merging import Reduction, gather, per_picture
 from visiondrop.reducer import Reducer
 from visiondrop.tile_packing import Kept, TiledBatch, pack_picture
 from visiondrop.tiles import PictureChoice, tile_budgets
+from visiondrop.transfer import to_device
 from visiondrop.views import EncoderView, ProjectedView
 
 __all__ = ["encode_tiles"]
@@ -56,7 +57,7 @@ def encode_tiles(
 
     def view_of(tiles: Sequence[int], tokens: Tensor | None) -> EncoderView:
         """Tiles as a method sees them, `tokens` [G, n] of each (None: all)."""
-        index = torch.tensor(tiles, device=tower.features.device)
+        index = to_device(torch.tensor(tiles), tower.features.device)
 
         def cut(heads: Tensor) -> Tensor:
             own = heads[index]

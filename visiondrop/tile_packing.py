@@ -15,6 +15,7 @@ from visiondrop.pictures import Portion
 from visiondrop.reducer import Reducer
 from visiondrop.tiles import PictureChoice, Tiles
 from visiondrop.trace import StageTrace, Trace
+from visiondrop.transfer import to_device
 
 __all__ = ["Kept", "TiledBatch", "pack_picture"]
 
@@ -130,7 +131,7 @@ def pack_picture(
             unpad=rule.padding != "shown",
             newlines={"row": "kept", "none": "none", "pool": "window"}[rule.newlines],  # type: ignore[arg-type]
         )
-    embeddings = assemble(order.to(device), tokens, newline)
+    embeddings = assemble(to_device(order, device), tokens, newline)
 
     tile, slot = order.unbind(1)
     is_newline = tile == NEWLINE
@@ -142,8 +143,8 @@ def pack_picture(
     identity = torch.where(is_newline, grid.first_newline + slot, identity)
 
     def ordered(parts: list[Tensor], fill: int) -> Tensor:
-        values = torch.cat(parts)[flat.to(device)]
-        return values.masked_fill(is_newline.to(device), fill)
+        values = torch.cat(parts)[to_device(flat, device)]
+        return values.masked_fill(to_device(is_newline, device), fill)
 
     rows = grid.unpruned
     out = embeddings.new_full((rows, embeddings.shape[-1]), float("nan"))
@@ -151,8 +152,8 @@ def pack_picture(
     info = Picture(
         rows,
         total,
-        identity.to(device),
-        grid.slots(identity).to(device),
+        to_device(identity, device),
+        to_device(grid.slots(identity), device),
         ordered([k.sizes for k in kept], 1),
         embeddings[rows:] if total > rows else None,
         None,
@@ -216,8 +217,8 @@ def record(
         batch.method.before,
         None,
         0,
-        ids.to(device),
-        source.to(device),
-        torch.cat([packed[went], line_place]).to(device),
+        to_device(ids, device),
+        to_device(source, device),
+        to_device(torch.cat([packed[went], line_place]), device),
         ordered([k.contextual for k in kept], 0),
     )

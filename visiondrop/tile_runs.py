@@ -23,6 +23,7 @@ from visiondrop.merged_tokens import MergedView
 from visiondrop.tile_encoder import reduce_tiles
 from visiondrop.tile_packing import Kept, TiledBatch
 from visiondrop.trace import StageTrace
+from visiondrop.transfer import to_device
 from visiondrop.views import EncoderView
 
 __all__ = ["Tile", "await_prompt", "encode_runs"]
@@ -129,7 +130,7 @@ def encode(
     groups = adapter.groups(model).to(tokens.device)
 
     def view_of(tiles: Sequence[int], _: Tensor | None) -> MergedView:
-        index = torch.tensor(tiles, device=tokens.device)
+        index = to_device(torch.tensor(tiles), tokens.device)
         patches = EncoderView(
             tower.features[index],
             tower.query[index],

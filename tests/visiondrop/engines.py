@@ -43,6 +43,10 @@ def spoil(engine: Engine) -> None:
     for recording in engine._recordings.values():
         for tensor in (*recording.inputs, *recording.outputs):
             tensor.fill_(float("nan") if tensor.is_floating_point() else 1)
+    for slot in engine.slots.values():
+        for pair in slot.pairs:
+            for buffer in pair:
+                buffer.fill_(float("nan"))
 
 
 def compiled_graphs() -> int:

@@ -219,6 +219,56 @@ def test_hidden_states_asked_for_once_do_not_stop_recordings(monkeypatch: Any) -
     assert trace.paths["prefill:graph"] == 1
 
 
+class Stopped(VisionDrop):
+    """Somebody presses Ctrl-C in the second stage."""
+
+    def llm_stage(self, view: Any) -> Any:
+        if view.layer == 5:
+            raise KeyboardInterrupt
+        return super().llm_stage(view)
+
+
+def test_layers_are_back_after_ctrl_c(monkeypatch: Any) -> None:
+    """PyTorch runs no hooks behind what is no `Exception`."""
+    monkeypatch.setattr(engine_module, "record", Held)
+    model, inputs, count = given_to("full", "clip-llama", 1)
+    decoder, engine = model.model.language_model, Engine("replay")
+    stock = decoder.layers
+    with pytest.raises(KeyboardInterrupt):
+        with Stopped(llm={2: (20, 4), 5: (9, 2)})(model, engine=engine), torch.no_grad():
+            model(**inputs, logits_to_keep=1)
+    assert decoder.layers is stock and engine.serving is None
+    assert_same(*(prefill(THREE, model, inputs, count, e) for e in (None, engine)))
+
+
+def test_one_model_at_a_time(monkeypatch: Any) -> None:
+    """What an engine holds are the layers of one model."""
+    monkeypatch.setattr(engine_module, "record", Held)
+    model, inputs, count = given_to("full", "clip-llama", 1)
+    other, engine = copy.deepcopy(model), Engine("replay")
+    with torch.no_grad():
+        other.lm_head.weight.mul_(-1)
+    with THREE(model, engine=engine):
+        with pytest.raises(EngineError, match="at work on another model"):
+            with THREE(other, engine=engine):
+                pass
+    for one in (model, other, model):
+        assert_same(*(prefill(THREE, one, inputs, count, e) for e in (None, engine)))
+    assert engine.held_bytes > 0
+    engine.clear()
+    assert engine.held_bytes == 0
+
+
+def test_adapters_that_can_be_switched_are_refused() -> None:
+    model = copy.deepcopy(models.tiny())
+    layer = model.model.language_model.layers[1].mlp
+    switched = type("Switched", (torch.nn.Linear,), {"disable_adapters": property(lambda _: True)})
+    layer.up_proj = switched(*layer.up_proj.weight.shape[::-1], bias=False)
+    with pytest.raises(EngineError, match="adapters .Switched.* merge them"):
+        with Full()(model, engine=Engine("replay")):
+            pass
+
+
 class Failing(VisionDrop):
     """Its second stage raises."""
 

@@ -24,7 +24,7 @@ from tests.visiondrop.decoding import (
     recorded,
     steps,
 )
-from tests.visiondrop.engines import Held
+from tests.visiondrop.engines import Held, spoil
 from tests.visiondrop.models import LAYERS, batch, generate, logits, pixels, prompt
 from visiondrop.cache_room import RoomLayer
 from visiondrop.engine import Engine
@@ -67,6 +67,20 @@ def test_two_generations_do_not_mix(way: str, held: None) -> None:
         held = [t.kv.layers[0].keys.untyped_storage().data_ptr() for t in talks]
         assert held[0] != held[1]
         assert talks[0].kv.layers[0].keys.shape[2] == talks[0].lengths()[0]
+
+
+def test_nothing_of_an_earlier_sample_reaches_a_later_one(held: None) -> None:
+    """NaN of a sample that overflowed, where the next one has no tokens yet."""
+    model, engine = double(), Engine("replay", waste=WIDE)
+    plain, _ = answer(model, DROP, ROWS[:1], **steps(4))
+    for _ in range(2):
+        out, paths = answer(model, DROP, ROWS[:1], engine, **steps(4))
+        assert paths["decode:graph"] == 3
+        assert out.sequences.tolist() == plain.sequences.tolist()
+        for one, other in zip(out.logits, plain.logits, strict=True):
+            torch.testing.assert_close(one, other, **CLOSE["sdpa"])
+        del out
+        spoil(engine)
 
 
 def test_what_others_do_to_a_cache_between_steps_is_seen(held: None) -> None:

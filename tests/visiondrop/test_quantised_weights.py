@@ -14,6 +14,7 @@ from tests.visiondrop.matrix import METHODS, exempt, fits
 from tests.visiondrop.models import generate, logits, pixels, prompt, tiny
 from tests.visiondrop.quantised import KINDS, pair, replaced
 from visiondrop import Full, VisionDrop
+from visiondrop.engine import Engine
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 FAMILIES: list[dict[str, Any]] = [{}, {"tower": "siglip", "decoder": "qwen2", "kv_heads": 2}]
@@ -122,6 +123,10 @@ def test_torchao(config):
     near = {"atol": 0.5, "rtol": 0} if dynamic else CLOSE
     torch.testing.assert_close(logits(alone)[:1, 0], both[:1, 0], **near)
     assert kept(trace.samples) == kept(samples[:1])
+    with METHOD(small, engine=Engine("replay")) as trace:
+        fast = generate(small, rows, pixels(2, 4))
+    assert trace.paths["prefill:graph"] and not trace.paths["prefill:plain"]
+    torch.testing.assert_close(logits(fast)[:, 0], both[:, 0], **near)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per:UserWarning")

@@ -7,6 +7,7 @@ and head stay as they are. The list is put back after every pass, also after an 
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -39,6 +40,7 @@ class Attached:
         if engine.compile:
             refuse_quantised(self.stock)
         engine.bind(mechanism.model)
+        engine.serving = weakref.ref(mechanism.model)
 
     def begin_prefill(self, run: Run, kwargs: dict[str, Any]) -> None:
         """Put blocks in the place of layers, where this prefill can be run so."""
@@ -67,6 +69,11 @@ class Attached:
         """The decoder has its own layers again."""
         self.mechanism.decoder._modules["layers"] = self.stock
 
+    def release(self) -> None:
+        """The method leaves the model, whatever a pass was stopped by; the engine is free."""
+        self.end()
+        self.engine.serving = None
+
 
 def refuse(mechanism: Mechanism) -> None:
     """Raise `EngineError` on what runs inside layers and would not be recorded."""
@@ -79,9 +86,16 @@ def refuse(mechanism: Mechanism) -> None:
         )
     if mechanism.group is not None:
         raise EngineError("a model split by tensor parallelism runs without an engine")
-    devices = {str(p.device) for p in mechanism.decoder.parameters()}
-    if len(devices) > 1:
+    kinds = {type(part) for part in mechanism.model.modules()}
+    # PEFT's layers have a property of this name; models of transformers have a method.
+    switch = [k for k in kinds if isinstance(getattr(k, "disable_adapters", None), property)]
+    if switch:
+        names = ", ".join(sorted(kind.__name__ for kind in switch))
         raise EngineError(
-            f"the decoder is spread over {', '.join(sorted(devices))}; an engine needs it on one "
-            "device"
+            f"the model has adapters ({names}) that can be switched off, which a recording would "
+            "not notice; merge them (model.merge_and_unload()), or run it without an engine"
         )
+    devices = {p.device for p in mechanism.decoder.parameters()}
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise EngineError(f"the decoder is spread over {names}; an engine needs it on one device")

@@ -60,7 +60,10 @@ class CudaRecording:
                     function(*self.inputs)
             torch.cuda.current_stream().wait_stream(aside)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=pool):
+            # A stream of this device; what other threads do meanwhile is no part of it.
+            with torch.cuda.graph(
+                self.graph, pool=pool, stream=aside, capture_error_mode="thread_local"
+            ):
                 self.outputs = tuple(function(*self.inputs))
 
     def replay(self) -> None:

@@ -39,6 +39,7 @@ class Engine:
     Attributes:
         recorded: how many recordings were made; record_seconds: what making them took.
         served: how many calls recordings have answered.
+        serving: the model that a method is on with this engine, None between `with` blocks.
     """
 
     def __init__(
@@ -77,12 +78,22 @@ class Engine:
         self._compiled: dict[Hashable, Any] = {}
         self._scratch: dict[Hashable, Tensor] = {}
         self.slots: dict[Hashable, Any] = {}  # see `visiondrop.engine.slot`
+        self.serving: weakref.ref[nn.Module] | None = None
         self._model: weakref.ref[nn.Module] | None = None
         self._weights: Any = None
         self._pool: Any = None
 
     def bind(self, model: nn.Module) -> None:
-        """Serve `model`: recordings of another one, or of weights that have moved, are dropped."""
+        """Serve `model`: recordings of another one, or of weights that have moved, are dropped.
+
+        Raises `EngineError` while it serves another model, or where graphs cannot be made.
+        """
+        other = None if self.serving is None else self.serving()
+        if other is not None and other is not model:
+            raise EngineError(
+                "this engine is at work on another model; give each model an engine of its own, or "
+                "leave the other `with` block first"
+            )
         first = next(model.parameters())
         weights: list[Any] = [first.device]
         for part in model.modules():
@@ -104,6 +115,19 @@ class Engine:
         self._scratch.clear()
         self.slots.clear()
         self._pool = None
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept from sample to sample: inputs and outputs of recordings, the keys and values
+        that they share, slots of decoding. What a CUDA graph computes in between is not counted.
+        """
+        recorded = [t for r in self._recordings.values() for t in (*r.inputs, *r.outputs)]
+        slots = [t for slot in self.slots.values() for pair in slot.pairs for t in pair]
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in (*recorded, *self._scratch.values(), *slots)
+        }
+        return sum(storages.values())
 
     def forget(self, name: str, stale: Callable[[Any], bool]) -> None:
         """Let go of the recordings of that name whose keys are `stale`."""

@@ -25,6 +25,8 @@ __all__ = ["AHEAD", "GRAIN", "Slot", "capacity_for"]
 
 AHEAD = 128
 """New tokens for which a new slot has room at least."""
+AHEAD_SHARE = 4
+"""The room is this part of the length, where that is more: slots that are outgrown grow faster."""
 GRAIN = 256
 """Capacities are multiples of this, so that samples of other lengths fit the same slot."""
 
@@ -33,7 +35,7 @@ _serials = itertools.count()
 
 def capacity_for(end: int) -> int:
     """Columns of a new slot whose first step reads `end`."""
-    return -(-(end + AHEAD) // GRAIN) * GRAIN
+    return -(-(end + max(AHEAD, end // AHEAD_SHARE)) // GRAIN) * GRAIN
 
 
 class Slot:
@@ -64,10 +66,9 @@ class Slot:
         ]
         # Written to in and out of inference mode.
         with torch.inference_mode(False):
-            # Zeros: a weight of 0 does not silence NaN in columns that nobody has written.
             self.pairs = [
                 tuple(
-                    torch.zeros(
+                    torch.empty(
                         (*held.shape[:2], capacities[b], held.shape[3]),
                         dtype=held.dtype,
                         device=held.device,
@@ -149,6 +150,10 @@ class Slot:
             self.real[b].fill_(True)
             if block.mask is not None:
                 self.real[b][:, : block.length].copy_(block.mask)
+        for b, pair in zip(self.block_of, self.pairs, strict=True):
+            for buffer in pair:
+                # What another sample left there is hidden, but a weight of 0 does not silence NaN.
+                buffer[:, :, cache.blocks[b].length :].zero_()
         self.state = state_of(cache)
 
     def advance(self, cache: Any) -> None:

@@ -25,6 +25,7 @@ from visiondrop.methods.controls import evenly, permutation
 from visiondrop.reducer import Positions, Reducer
 from visiondrop.scoring import CausalCorrection, column_mean, top_tokens
 from visiondrop.tiles import Tiles
+from visiondrop.transfer import to_device
 from visiondrop.views import DecoderView
 
 Score = Literal["text", "all_text", "visual", "visual_corrected", "random", "uniform"]
@@ -180,7 +181,7 @@ class PyramidDrop(Reducer):
             ]
             return torch.stack(drawn).to(view.hidden.device)
         if self.score == "uniform":
-            places = torch.tensor(evenly(kept, n), device=view.hidden.device)
+            places = to_device(torch.tensor(evenly(kept, n)), view.hidden.device)
             return places.expand(pictures, -1)
         return top_tokens(self.scores(view), kept)
 
@@ -193,7 +194,7 @@ class PyramidDrop(Reducer):
             return column_mean(
                 view.query, view.key, view.scale, correction=correction, places=view.places
             )
-        last = torch.tensor([view.length - 1], device=view.hidden.device)
+        last = to_device(torch.tensor([view.length - 1]), view.hidden.device)
         every = self.score == "all_text" and len(view.text_places) > 0
         row = view.this.mean_row(view.text_places if every else last)
         return row[:, view.start : view.end]
