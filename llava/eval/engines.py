@@ -24,15 +24,14 @@ def add_engine_flag(group: Any) -> None:
 
 def check_engine(args: argparse.Namespace, device: str) -> None:
     """Raise `EvalError` on an engine that there is not, or that cannot run on `device`."""
-    if args.engine not in ENGINES:
-        raise EvalError(f"unknown engine {args.engine!r}; choose one of {', '.join(ENGINES)}")
-    if args.engine.startswith("graphs") and not device.startswith("cuda"):
+    engine = getattr(args, "engine", "none")  # commands without the flag run without one
+    if engine not in ENGINES:
+        raise EvalError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
+    if engine.startswith("graphs") and not device.startswith("cuda"):
+        raise EvalError(f"--engine {engine} needs a CUDA device, not {device}; use compile or none")
+    if engine != "none" and getattr(args, "tensor_parallel", 1) > 1:
         raise EvalError(
-            f"--engine {args.engine} needs a CUDA device, not {device}; use compile or none"
-        )
-    if args.engine != "none" and getattr(args, "tensor_parallel", 1) > 1:
-        raise EvalError(
-            f"--engine {args.engine} and --tensor-parallel {args.tensor_parallel}: a model that is "
+            f"--engine {engine} and --tensor-parallel {args.tensor_parallel}: a model that is "
             "split over processes runs without an engine; leave one of them out"
         )
 

@@ -100,7 +100,9 @@ def test_generation_goes_on_from_a_compiled_prefill() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="inductor needs a C++ compiler")
-def test_inductor() -> None:
+def test_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Inductor imports setuptools, which refuses to come after distutils, which others may import.
+    monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")
     model, engine = models.tiny(), Engine(compile=True, graphs="off")
     assert engine.backend == "inductor"
     inputs = given_to(1)
