@@ -1,20 +1,36 @@
 """What is measured on a GPU: one function a cell, each gives plain numbers for JSON.
 
-Within a cell all variants take turns, the order turned by one each time; the device is waited for
-at both ends of every interval; ratios are taken turn by turn, over the faster of the unpruned
-model's two variants (layers launched one by one, and as CUDA graphs).
+| cell | variants | how |
+|---|---|---|
+| first_token | stock; full and methods, plain and with graphs | in turns |
+| prefill, compiled | full and methods, plain and with graphs | in turns |
+| decode | full, visiondrop, random, plain and with graphs | each in a block of its own |
+| memory | full, visiondrop, random, plain and with graphs | one after the other, no times |
+| choosing | visiondrop, plain and with graphs | its own share, beside no other method |
+
+Ratios are taken turn by turn over the fastest unpruned variant. A variant with graphs that did not
+run from recordings makes its cell fail.
 """
 
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from benchmarks.gpu.turns import (
+    DeviceClock,
+    Turns,
+    Variant,
+    against_full,
+    prove,
+    recording_cost,
+    take_turns,
+)
 from visiondrop import Reducer
 from visiondrop.adapters import geometry_of
 from visiondrop.engine import Engine
@@ -26,16 +42,7 @@ from visiondrop.profiling.latency import generate, spread
 from visiondrop.profiling.memory import peak_bytes, reset_peak
 from visiondrop.profiling.presets import random_model
 
-__all__ = ["Bench", "Variant"]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method, with an engine or without."""
-
-    label: str
-    method: Reducer
-    engine: Engine | None = None
+__all__ = ["Bench", "free"]
 
 
 @dataclass
@@ -45,7 +52,7 @@ class Bench:
     Attributes:
         graphs: the engine's kind, "cuda"; "replay" for a dry run without a GPU.
         repeats, warmup: turns that count, and turns before them.
-        new_tokens: of the decoding cell.
+        new_tokens: of the decoding cell, the prefill's included.
         smaller: batches are divided by it, for a dry run.
     """
 
@@ -80,9 +87,12 @@ class Bench:
         )  # fmt: skip
 
     def variants(self, names: Sequence[str], compile: bool = False) -> list[Variant]:
-        """Each method plain and recorded; `full` first."""
+        """Each method plain and recorded; "stock", the model with nothing of ours, alone."""
         out = []
         for name in names:
+            if name == "stock":
+                out.append(Variant(name, None))
+                continue
             method = self.method(name)
             out.append(Variant(name, method))
             # The stand-in of a dry run cannot record what was compiled.
@@ -90,24 +100,33 @@ class Bench:
             out.append(Variant(f"{name}+{'compiled ' if compile else ''}graphs", method, engine))
         return out
 
+    def turns(self, variants: Sequence[Variant], batch: int, run: Any) -> Turns:
+        """Of prefills, proved to be recorded ones."""
+        done = take_turns(
+            self.model, variants, run, options=self.setting.options(batch),
+            warmup=self.warmup, repeats=self.repeats,
+        )  # fmt: skip
+        prove(variants, done.paths, ("prefill",))
+        return done
+
     # ------------------------------------------------------------------ cells
 
     @torch.inference_mode()
     def first_token(self, batch: int = 1, names: Sequence[str] = ()) -> dict[str, Any]:
         """Time to the first token: tower, choosing, prefill, the token."""
-        everyone = ("full", "visiondrop", "random", "uniform", "visionzip", "fastv")
-        names = names or (everyone if self.smaller == 1 else everyone[:3])
+        everyone = ("stock", "full", "visiondrop", "random", "uniform", "visionzip", "fastv")
+        names = names or (everyone if self.smaller == 1 else everyone[:4])
         variants, inputs = self.variants(names), self.setting.inputs(self.model, batch)
-        seconds = self.turns(variants, batch, lambda v: generate(self.model, inputs, 1))
-        return {"batch": batch, **against_full(seconds), **recording_cost(variants)}
+        done = self.turns(variants, batch, lambda _: generate(self.model, inputs, 1))
+        return {"batch": batch, **against_full(done), "recording": recording_cost(variants)}
 
     @torch.inference_mode()
     def compiled(self) -> dict[str, Any]:
         """The same of layers that torch.compile has compiled before they are recorded."""
         variants = self.variants(("full", "visiondrop"), compile=True)
         inputs = self.setting.inputs(self.model, 1)
-        seconds = self.turns(variants, 1, lambda v: generate(self.model, inputs, 1))
-        return {"batch": 1, **against_full(seconds), **recording_cost(variants)}
+        done = self.turns(variants, 1, lambda _: generate(self.model, inputs, 1))
+        return {"batch": 1, **against_full(done), "recording": recording_cost(variants)}
 
     @torch.inference_mode()
     def prefill(self, batch: int = 8) -> dict[str, Any]:
@@ -116,7 +135,7 @@ class Bench:
         variants = self.variants(("full", "visiondrop", "random", "uniform"))
         inputs = self.setting.inputs(self.model, batch)
 
-        def forward(_: Variant) -> None:
+        def forward(_: Any) -> None:
             self.model(**inputs, use_cache=True, logits_to_keep=1)
 
         found = against_full(self.turns(variants, batch, forward))
@@ -126,7 +145,7 @@ class Bench:
             figures["flops_bound"], figures["of_bound"] = bound, figures["median"] / bound
         return {"batch": batch, "tflops": {k: f / 1e12 for k, f in flops.items()}, **found}
 
-    def flops(self, method: Reducer) -> float:
+    def flops(self, method: Reducer | None) -> float:
         """Of a prefill of one prompt, by the formula on what a run recorded of itself."""
         inputs, options = self.setting.inputs(self.model), self.setting.options()
         return float(
@@ -147,9 +166,10 @@ class Bench:
             def ended(began: Any, marks: list[Any] = marks) -> None:
                 marks.append((began, clock.mark()))
 
+            assert variant.method is not None
             watched = around_stages(variant.method, clock.mark, ended)
             shares, spent = [], []
-            with watched(self.model, engine=variant.engine, **options):
+            with watched(self.model, engine=variant.engine, **options) as trace:
                 for turn in range(self.warmup + self.repeats):
                     marks.clear()
                     began = clock.mark()
@@ -159,119 +179,105 @@ class Bench:
                     if turn >= self.warmup:
                         spent.append(own)
                         shares.append(own / (whole - own))
-            out[variant.label] = {"of_rest": vars(spread(shares)), "ms": vars(spread(spent, 1e3))}
+            paths = dict(trace.paths)
+            prove([variant], {variant.label: paths}, ("prefill",))
+            out[variant.label] = {
+                "of_rest": vars(spread(shares)), "ms": vars(spread(spent, 1e3)), "paths": paths
+            }  # fmt: skip
         return out
 
     @torch.inference_mode()
     def decode(self, batch: int = 16) -> dict[str, Any]:
-        """Tokens per second after the first one, over the whole batch."""
-        batch = max(1, batch // self.smaller)
-        variants = self.variants(("full", "visiondrop", "random"))
-        inputs, last = self.setting.inputs(self.model, batch), self.new_tokens
-        few = dict(warmup=1, repeats=min(3, self.repeats))
-        first = self.turns(variants, batch, lambda v: generate(self.model, inputs, 1), **few)
-        whole = self.turns(variants, batch, lambda v: generate(self.model, inputs, last), **few)
-        steps = {
-            label: [w - f for w, f in zip(whole[label], first[label], strict=True)]
-            for label in whole
-        }
-        found = against_full(steps)
-        rate = {k: batch * (last - 1) / (s["median"] / 1e3) for k, s in found["ms"].items()}
-        return {"batch": batch, "new_tokens": last, "tokens_per_second": rate, **found}
+        """Tokens per second after the first one, over the whole batch.
+
+        The prefill is made without an engine, before the clock starts; in the interval the engine
+        takes the KV cache over and all further tokens are generated. Turns of one variant stand
+        together, and its engine is emptied behind them: a full cache is 25 GB here (batch 16,
+        2,993 tokens, 7B), and its engine holds one more.
+        """
+        batch, few = max(1, batch // self.smaller), min(3, self.repeats)
+        inputs, more = self.setting.inputs(self.model, batch), self.new_tokens - 1
+        done, costs = Turns(), {}
+
+        def prepare(variant: Variant) -> Any:
+            return self.begun(variant, inputs, batch)
+
+        for variant in self.variants(("full", "visiondrop", "random")):
+            one = take_turns(
+                self.model, [variant], lambda begun: self.go_on(begun, more), options={},
+                warmup=1, repeats=few, prepare=prepare,
+            )  # fmt: skip
+            prove([variant], one.paths, ("decode",))
+            done.seconds |= one.seconds
+            done.paths |= one.paths
+            costs |= recording_cost([variant])
+            free(variant)
+        found = against_full(done)
+        rate = {k: batch * more / (ms["median"] / 1e3) for k, ms in found["ms"].items()}
+        return {"batch": batch, "new_tokens": more, "tokens_per_second": rate,
+                "order": "blocks", **found, "recording": costs}  # fmt: skip
+
+    def begun(self, variant: Variant, inputs: dict[str, Any], batch: int) -> Any:
+        """Sequences with one new token, and their KV cache, made without an engine."""
+        plain = Variant(variant.label, variant.method)
+        with plain.applied(self.model, self.setting.options(batch)):
+            return generate(self.model, inputs, 1, return_dict_in_generate=True)
+
+    def go_on(self, begun: Any, more: int) -> Any:
+        """The sequences with so many tokens more, from the cache."""
+        ids = begun.sequences
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return generate(self.model, given, more, past_key_values=begun.past_key_values)
 
     @torch.inference_mode()
     def memory(self, batch: int = 8) -> dict[str, Any]:
-        """Peak of activations and KV cache above the weights, a prefill and one step."""
+        """Peak above the weights of a prefill and one step: activations, KV cache and, with graphs,
+        what the engine keeps from sample to sample, each over full of the same kind.
+        """
         batch = max(1, batch // self.smaller)
         inputs, options = self.setting.inputs(self.model, batch), self.setting.options(batch)
         rise: dict[str, float] = {}
-        for name in ("full", "visiondrop", "random"):
-            with self.method(name)(self.model, **options):
+        for variant in self.variants(("full", "visiondrop", "random")):
+            # Libraries take their workspaces in the first run; they are no method's.
+            with Variant("", variant.method).applied(self.model, options):
                 generate(self.model, inputs, 2)
-                held = reset_peak(self.model.device)
+            held = reset_peak(self.model.device)
+            with variant.applied(self.model, options):
                 generate(self.model, inputs, 2)
-                peak = peak_bytes(self.model.device)
-            rise[name] = -1.0 if held is None or peak is None else float(peak - held)
-        return {
-            "batch": batch,
-            "bytes": rise,
-            "of_full": {k: b / rise["full"] for k, b in rise.items()},
+            reset_peak(self.model.device)
+            with variant.applied(self.model, options) as trace:
+                generate(self.model, inputs, 2)
+            peak = peak_bytes(self.model.device)
+            prove([variant], {variant.label: dict(trace.paths)}, ("prefill", "decode"))
+            if held is not None and peak is not None:
+                rise[variant.label] = float(peak + graph_bytes(self.model.device) - held)
+            free(variant)
+        full = {"": rise.get("full", 0.0), "graphs": rise.get("full+graphs", 0.0)}
+        ratios = {
+            label: own / full[label.partition("+")[2]]
+            for label, own in rise.items()
+            if full[label.partition("+")[2]] > 0
         }
-
-    # ------------------------------------------------------------------ turns
-
-    def turns(
-        self,
-        variants: list[Variant],
-        batch: int,
-        run: Callable[[Variant], Any],
-        warmup: int | None = None,
-        repeats: int | None = None,
-    ) -> dict[str, list[float]]:
-        """Seconds of every variant in every turn that counts; numbers of turns as the bench has
-        them by default.
-        """
-        warmup = self.warmup if warmup is None else warmup
-        repeats = self.repeats if repeats is None else repeats
-        options = self.setting.options(batch)
-        seconds: dict[str, list[float]] = {variant.label: [] for variant in variants}
-        for turn in range(warmup + repeats):
-            at = turn % len(variants)
-            for variant in variants[at:] + variants[:at]:
-                with variant.method(self.model, engine=variant.engine, **options):
-                    wait(self.device)
-                    began = time.perf_counter()
-                    run(variant)
-                    wait(self.device)
-                    if turn >= warmup:
-                        seconds[variant.label].append(time.perf_counter() - began)
-        return seconds
+        return {"batch": batch, "bytes": rise, "of_full": ratios}
 
 
-def wait(device: str) -> None:
-    """Until the device is idle."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+def graph_bytes(device: torch.device) -> int:
+    """Memory of CUDA graphs that PyTorch does not count as allocated: what a capture allocated and
+    freed again stays theirs, and replays write to it.
+    """
+    if device.type != "cuda":
+        return 0
+    return sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0)
+    )
 
 
-def against_full(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Milliseconds of each variant, and how many times faster than the faster `full` it is."""
-    ms = {label: vars(spread(times, 1e3)) for label, times in seconds.items()}
-    full = min((label for label in ms if label.startswith("full")), key=lambda k: ms[k]["median"])
-    faster = {
-        label: vars(spread([f / own for f, own in zip(seconds[full], times, strict=True)]))
-        for label, times in seconds.items()
-    }
-    return {"ms": ms, "yardstick": full, "faster": faster}
-
-
-def recording_cost(variants: list[Variant]) -> dict[str, Any]:
-    """What making the recordings took; over the time saved a sample it says when that is earned."""
-    cost = {
-        v.label: {"recordings": v.engine.recorded, "seconds": v.engine.record_seconds}
-        for v in variants
-        if v.engine is not None
-    }
-    return {"recording": cost}
-
-
-class DeviceClock:
-    """Marks on the device's own timeline (CUDA events); on a CPU the host's clock."""
-
-    def __init__(self, device: torch.device):
-        self.cuda = device.type == "cuda"
-
-    def mark(self) -> Any:
-        """Now, once the work before it is done."""
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def between(self, first: Any, last: Any) -> float:
-        """Seconds; waits for `last`."""
-        if not self.cuda:
-            return float(last - first)
-        last.synchronize()
-        return float(first.elapsed_time(last)) / 1e3
+def free(variant: Variant | None = None) -> None:
+    """Let go of a variant's recordings, and of memory that nothing uses."""
+    if variant is not None and variant.engine is not None:
+        variant.engine.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -3,11 +3,12 @@
     python -m benchmarks.gpu.efficiency                            # all cells
     python -m benchmarks.gpu.efficiency --only first_token:llava-next-7b,kernel
     python -m benchmarks.gpu.efficiency --dry-run                  # tiny models, no GPU: a check
-    python -m benchmarks.gpu.aims --json docs/results/gpu_efficiency.json
+    python -m benchmarks.gpu.aims --results docs/results           # the table of aims
 
 Weights are random: no time depends on them. Each cell is written when it is done, with the machine,
 the versions and the commit it belongs to; cells of another commit, machine or version are never
-mixed. After --seconds no further cell is begun.
+mixed. After --seconds no further cell is begun; the same command goes on with what is left. A cell
+that fails is written under "errors" and tried again by the next call, after those never tried.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
 
-from benchmarks.gpu.cells import Bench
+from benchmarks.gpu.cells import Bench, free
 from benchmarks.gpu.kernel import compare
 from llava.eval.errors import EvalError, run_main
 from llava.eval.files import write_atomically
@@ -38,20 +40,24 @@ CELLS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "first_token": Bench.first_token,
     "prefill": Bench.prefill,
     "choosing": Bench.choosing,
-    "decode": Bench.decode,
     "memory": Bench.memory,
+    "decode": Bench.decode,
     "compiled": Bench.compiled,
 }
-ONE_MODEL = {"decode", "memory", "compiled"}
-"""Cells of LLaVA-NeXT alone."""
+"""What is short and matters most stands first, what needs the most memory or a compiler last."""
+ONE_MODEL = {"memory", "decode", "compiled"}
+"""Cells of LLaVA-NeXT alone, which have the device to themselves."""
+SHOWN = 500  # characters of an error's text
 
 
 def names() -> list[str]:
-    """All cells, those of one model one after the other."""
-    out = ["kernel"]
-    for preset in BUDGETS:
-        out += [f"{c}:{preset}" for c in CELLS if "next" in preset or c not in ONE_MODEL]
-    return out
+    """All cells in the order in which they are measured."""
+    return ["kernel"] + [
+        f"{cell}:{preset}"
+        for cell in CELLS
+        for preset in BUDGETS
+        if "next" in preset or cell not in ONE_MODEL
+    ]
 
 
 def tiny(anyres: bool) -> Any:
@@ -112,19 +118,77 @@ def begin(path: Path, here: dict[str, Any]) -> dict[str, Any]:
 
     Raises `EvalError` where it holds others.
     """
+    empty: dict[str, Any] = {"cells": {}, "seconds": {}, "errors": {}}
     if not path.exists():
-        return {**here, "cells": {}, "seconds": {}}
+        return {**here, **empty}
     there = json.loads(path.read_text(encoding="utf-8"))
     if differ := [name for name in here if there.get(name) != json.loads(json.dumps(here[name]))]:
         raise EvalError(
             f"--json {path}: the file holds cells of another {', '.join(differ)}; name another "
             "file, or remove it"
         )
-    return there
+    return {**empty, **there}
+
+
+def cell_of(name: str, benches: dict[str, Bench], args: argparse.Namespace) -> dict[str, Any]:
+    """Measure one cell; models that it makes stay in `benches`."""
+    if name == "kernel":
+        if args.dry_run:
+            return compare("cpu", torch.float32, ((1, 2, 2, 30, 40, 16),), 1)
+        return compare("cuda", torch.bfloat16)
+    cell, _, preset = name.partition(":")
+    if cell in ONE_MODEL:
+        for other in set(benches) - {preset}:
+            del benches[other]
+        free()
+    if preset not in benches:
+        benches[preset] = bench_of(preset, args)
+    return CELLS[cell](benches[preset])
+
+
+def usable() -> bool:
+    """Whether the device still answers: after some errors of CUDA nothing runs in a process."""
+    if not torch.cuda.is_available():
+        return True
+    try:
+        return bool(torch.ones(1, device="cuda").item())
+    except RuntimeError:
+        return False
+
+
+def measure(
+    path: Path, content: dict[str, Any], wanted: Sequence[str], args: argparse.Namespace
+) -> None:
+    """Fill in the cells that are not there, each written as soon as it is done or has failed."""
+    began, benches = time.monotonic(), dict[str, Bench]()
+    errors, cells = content["errors"], content["cells"]
+    # Those that failed before come last: they may fail again, and take the process with them.
+    for name in sorted((n for n in wanted if n not in cells), key=lambda n: n in errors):
+        if time.monotonic() - began > args.seconds:
+            break
+        start = time.monotonic()
+        try:
+            found, text = cell_of(name, benches, args), ""
+        except Exception as error:  # the other cells do not depend on this one
+            traceback.print_exc()
+            found, text = {}, f"{type(error).__name__}: {error}"[:SHOWN]
+        seconds = round(time.monotonic() - start, 1)
+        if text:
+            errors[name] = {"error": text}
+            benches.clear()  # whatever the error has left in them
+        else:
+            errors.pop(name, None)
+            cells[name], content["seconds"][name] = found, seconds
+        write_atomically(path, json.dumps(content, indent=1) + "\n")
+        print(f"{name}: {text or f'{seconds} s'}", file=sys.stderr, flush=True)
+        if text and not usable():
+            print("the device answers no longer; run the same command again", file=sys.stderr)
+            break
+        free()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Command line. Status 1 where a cell that was asked for has failed."""
     p = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.efficiency", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -142,32 +206,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise EvalError("torch sees no CUDA device; --dry-run checks the script without one")
     path = args.json or (ROOT / "outputs" / "gpu_dry_run.json" if args.dry_run else RESULT)
     content = begin(path, facts(args))
-    began, bench, preset = time.monotonic(), None, ""
-    for name in wanted:
-        if name in content["cells"] or time.monotonic() - began > args.seconds:
-            continue
-        start = time.monotonic()
-        if name == "kernel":
-            if args.dry_run:
-                found = compare("cpu", torch.float32, ((1, 2, 2, 30, 40, 16),), 1)
-            else:
-                found = compare("cuda", torch.bfloat16)
-        else:
-            cell, _, own = name.partition(":")
-            if own != preset:
-                bench = None  # one model at a time
-                bench, preset = bench_of(own, args), own
-            assert bench is not None
-            found = CELLS[cell](bench)
-        content["cells"][name] = found
-        content["seconds"][name] = round(time.monotonic() - start, 1)
-        write_atomically(path, json.dumps(content, indent=1) + "\n")
-        print(f"{name}: {content['seconds'][name]} s", file=sys.stderr, flush=True)
-    left = [name for name in names() if name not in content["cells"]]
+    measure(path, content, wanted, args)
+    failed = {n: e["error"] for n, e in content["errors"].items() if n in wanted}
+    left = [n for n in names() if n not in content["cells"] and n not in content["errors"]]
     print(
         f"{path}: {len(content['cells'])} cells" + (f"; not yet: {', '.join(left)}" if left else "")
     )
-    return 0
+    for name, text in failed.items():
+        print(f"failed: {name}: {text}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Method and unpruned model run in turns, so that a machine that slows down slows both, and ratios are
 taken turn by turn. An accelerator is waited for before and after each interval. Time to the first
-token is `generate` with one new token: vision tower, choosing, prefill, and the token.
+token is `generate` with one new token: vision tower, choosing, prefill, and the token. Entering and
+leaving the method's block is in every interval, as an evaluation does that for each batch.
 """
 
 from __future__ import annotations
@@ -143,10 +144,10 @@ def measure(
         return nullcontext() if acting is None else acting(model, **options)
 
     def timed(acting: Reducer | None, count: int) -> float:
+        stopwatch.start()
         with apply(acting):
-            stopwatch.start()
             generate(model, inputs, count)
-            return stopwatch.stop()
+        return stopwatch.stop()
 
     own: dict[int, list[float]] = {count: [] for count in counts}
     full: dict[int, list[float]] = {count: [] for count in counts}
@@ -185,11 +186,15 @@ def measure(
     )
 
 
-def generate(model: Any, inputs: dict[str, Any], count: int) -> Any:
-    """Exactly `count` new tokens, greedily; never a placeholder, which would ask for a picture."""
+def generate(model: Any, inputs: dict[str, Any], count: int, **more: Any) -> Any:
+    """Exactly `count` new tokens, greedily; never a placeholder, which would ask for a picture.
+
+    Args:
+        more: of the model's `generate`.
+    """
     return model.generate(
         **inputs, max_new_tokens=count, min_new_tokens=count, do_sample=False,
-        suppress_tokens=[model.config.image_token_id],
+        suppress_tokens=[model.config.image_token_id], **more,
     )  # fmt: skip
 
 
