@@ -148,7 +148,7 @@ AIMS = [
         0.02, MOST, GPU, choosing(OLD), "%"),
     Aim("tokens per second of decoding over full, batch 16, 128 new tokens, 2,880 to 320", "GPU",
         2, LEAST, GPU, best(f"decode:{NEXT}")),
-    Aim("peak of activations and KV cache over full, batch 8, 2,880 to 320", "GPU",
+    Aim("peak of activations, KV cache and engine over full, batch 8, 2,880 to 320", "GPU",
         0.25, MOST, GPU, memory, "%"),
     Aim("evaluation over full one by one, GQA sample, pocket model", "GPU",
         20, LEAST, "gpu_evaluation_speed.json", evaluation),

@@ -99,6 +99,20 @@ def test_figures_are_those_of_the_clock(model: Model) -> None:
     assert times.energy_j is None
 
 
+def test_entering_a_method_is_in_its_times(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def apply(self: Any, model: Model, **options: Any) -> Any:
+        model.clock.pass_by(0.5)
+        model.method = self
+        yield
+        model.method = None
+        model.clock.pass_by(0.25)
+
+    monkeypatch.setattr(Full, "__call__", apply)
+    times = measure(model, {"input_ids": "ids"}, Method(), new_tokens=[1], warmup=0, repeats=1)
+    assert times.ttft_ms.median == 2750.0 and times.faster["1"].median == 8.75 / 2.75
+
+
 def test_turns_alternate(model: Model) -> None:
     measure(model, {"input_ids": "ids"}, Method(), new_tokens=[1], warmup=0, repeats=4, keys=["a"])
     assert [fast for fast, _ in model.log[:8]] == [True, False, False, True] * 2
