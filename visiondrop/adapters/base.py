@@ -263,7 +263,10 @@ class Adapter(ABC):
             linear, count = attention.q_proj, config.num_attention_heads
         else:
             linear, count = attention.k_proj, config.num_key_value_heads
-        return all_heads(linear, linear(normed), count, attention.head_dim)
+        # As rows: of the last tokens of [1, N, D], a batch by its strides, PyTorch makes a batched
+        # product, for which it copies the weights (on a CPU in bfloat16).
+        out = linear(normed.reshape(-1, normed.shape[-1])).unflatten(0, normed.shape[:2])
+        return all_heads(linear, out, count, attention.head_dim)
 
     def scaling(self, layer: nn.Module) -> float:
         """1 / sqrt(d) of a decoder layer's attention."""
