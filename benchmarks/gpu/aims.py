@@ -48,7 +48,7 @@ class Aim:
 
     def shown(self, value: float) -> str:
         """With its unit."""
-        return f"{value:.1%}" if self.unit == "%" else f"{value:.2f}{self.unit}"
+        return f"{value:.2%}" if self.unit == "%" else f"{value:.2f}{self.unit}"
 
     def cells(self, folder: Path) -> list[str]:
         """A row: what, where, aim, measured, whether it is met."""

@@ -80,7 +80,7 @@ def test_the_table_of_aims(written: Path, tmp_path: Path) -> None:
     for value, faster, less in ((1.0, "**no**", "yes"), (3.0, "yes", "**no**")):
         (tmp_path / "x.json").write_text(json.dumps({"v": value}))
         assert speed.cells(tmp_path)[2:] == ["at least 3.00x", f"{value:.2f}x", faster]
-        assert limit.cells(tmp_path)[2:] == ["at most 2.0%", f"{value:.1f}%", less]
+        assert limit.cells(tmp_path)[2:] == ["at most 2.00%", f"{value:.2f}%", less]
 
 
 def test_the_worst_of_what_tells_the_same_counts(tmp_path: Path) -> None:
