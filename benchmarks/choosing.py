@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,14 +27,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers import LlavaForConditionalGeneration
 
 from benchmarks.overhead import POCKET
+from benchmarks.reporting import report
 from benchmarks.setting import GEOMETRIES, machine, prompt, random_model
-from llava.eval.files import write_atomically
-from llava.eval.table import markdown
 from visiondrop import VisionDrop, decoder, merging
 from visiondrop.adapters import geometry_of
 from visiondrop.adapters.base import Adapter
@@ -266,15 +261,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         ]
         for row in rows
     ]
-    table = Table(*HEAD, caption=describe(content))
-    for row in cells:
-        table.add_row(*row)
-    Console().print(table)
-    write_atomically(args.json, json.dumps(content, indent=1) + "\n")
-    if args.markdown:
-        given = " ".join(["python -m benchmarks.choosing", *(argv or sys.argv[1:])])
-        text = f"{markdown(HEAD, cells)}\n{describe(content)} Made by `{given}`.\n"
-        write_atomically(args.markdown, text)
+    report(
+        "benchmarks.choosing", argv, HEAD, cells, describe(content), content, args.json,
+        args.markdown,
+    )  # fmt: skip
     return rows
 
 

@@ -19,34 +19,29 @@ one.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
-import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.image_cache import answer, choose
 from benchmarks.overhead import Stopwatch, quartiles
+from benchmarks.reporting import prepare, report
 from benchmarks.setting import machine
 from benchmarks.throughput import load_average
 from llava.eval.answering import LoadedModel
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.errors import EvalError
-from llava.eval.files import write_atomically
 from llava.eval.loading import ModelChoice, load_model
 from llava.eval.planning import geometry_of_config, make_method
-from llava.eval.preparing import Prepared, QuestionDataset
+from llava.eval.preparing import Prepared
 from llava.eval.run_benchmark import POCKET
 from llava.eval.samples import Sample
 from llava.eval.settings import RunSettings
-from llava.eval.table import markdown
 from visiondrop import Reducer
 
 SHARED = {"apart": "nothing", "off": "tower", "cache": "image cache"}
@@ -196,12 +191,7 @@ def main(argv: list[str] | None = None) -> list[Case]:
     files = benchmark.files(args.data or benchmark.default_data)
     samples = choose(benchmark.read(files), args.questions, args.each)
     settings = RunSettings(loaded.name, None, "", {}, max_new_tokens=args.max_new_tokens)
-    aspect = getattr(loaded.model.config, "image_aspect_ratio", None) or "pad"
-    dataset = QuestionDataset(
-        samples, benchmark.pictures(files), loaded.tokenizer, loaded.image_processor,
-        loaded.model.config, settings.conv_mode, aspect,
-    )  # fmt: skip
-    prepared = [dataset[i] for i in range(len(samples))]
+    prepared = prepare(loaded, benchmark.pictures(files), samples, settings)
     geometry = geometry_of_config(loaded.model.config)
     methods = {
         "full": make_method("full", None, geometry),
@@ -223,15 +213,10 @@ def main(argv: list[str] | None = None) -> list[Case]:
         "cases": [asdict(case) for case in cases],
     }
     rows = [cells(case, len(samples)) for case in cases]
-    table = Table(*HEAD, caption=describe(content))
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    write_atomically(args.json, json.dumps(content, indent=1) + "\n")
-    if args.markdown:
-        given = " ".join(["python -m benchmarks.evaluation_speed", *(argv or sys.argv[1:])])
-        text = f"{markdown(HEAD, rows)}\n{describe(content)} Made by `{given}`.\n"
-        write_atomically(args.markdown, text)
+    report(
+        "benchmarks.evaluation_speed", argv, HEAD, rows, describe(content), content, args.json,
+        args.markdown,
+    )  # fmt: skip
     return cases
 
 

@@ -20,10 +20,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,10 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.overhead import Stopwatch, quartiles
+from benchmarks.reporting import prepare, report
 from benchmarks.setting import machine
 from benchmarks.throughput import load_average
 from llava.eval.answering import (
@@ -46,15 +43,13 @@ from llava.eval.answering import (
 )
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.errors import EvalError
-from llava.eval.files import write_atomically
 from llava.eval.loading import ModelChoice, load_model
 from llava.eval.planning import geometry_of_config, make_method
 from llava.eval.prefixes import SharedPrefixes
-from llava.eval.preparing import Prepared, QuestionDataset
+from llava.eval.preparing import Prepared
 from llava.eval.run_benchmark import POCKET
 from llava.eval.samples import Sample, batches_of
 from llava.eval.settings import RunSettings
-from llava.eval.table import markdown
 from visiondrop import Geometry, Reducer
 from visiondrop.profiling import LLAVA_15_7B, prefill_flops
 
@@ -298,15 +293,10 @@ def main(argv: list[str] | None = None) -> list[Case]:
     settings = RunSettings(
         loaded.name, None, "", {}, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens
     )
-    aspect = getattr(loaded.model.config, "image_aspect_ratio", None) or "pad"
     work = {}
     for each in args.each:
         samples = choose(everything, args.questions, each)
-        dataset = QuestionDataset(
-            samples, benchmark.pictures(files), loaded.tokenizer, loaded.image_processor,
-            loaded.model.config, settings.conv_mode, aspect,
-        )  # fmt: skip
-        work[each] = [dataset[i] for i in range(len(samples))], samples
+        work[each] = prepare(loaded, benchmark.pictures(files), samples, settings), samples
     geometry = geometry_of_config(loaded.model.config)
     methods = [make_method(n, None if n == "full" else args.tokens, geometry) for n in args.methods]
     cases = measure(loaded, methods, work, settings, args.repeats, args.clock)
@@ -322,15 +312,10 @@ def main(argv: list[str] | None = None) -> list[Case]:
         "cases": [asdict(case) for case in cases],
     }
     rows = rows_of(cases)
-    table = Table(*HEAD, caption=describe(content))
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    write_atomically(args.json, json.dumps(content, indent=1) + "\n")
-    if args.markdown:
-        given = " ".join(["python -m benchmarks.image_cache", *(argv or sys.argv[1:])])
-        text = f"{markdown(HEAD, rows)}\n{describe(content)} Made by `{given}`.\n"
-        write_atomically(args.markdown, text)
+    report(
+        "benchmarks.image_cache", argv, HEAD, rows, describe(content), content, args.json,
+        args.markdown,
+    )  # fmt: skip
     return cases
 
 

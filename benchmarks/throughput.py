@@ -14,32 +14,27 @@ falls on all of them alike.  Figures of two runs do not belong into one ratio.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.overhead import Stopwatch, quartiles
+from benchmarks.reporting import prepare, report
 from benchmarks.setting import machine
 from llava.eval.answering import LoadedModel, generate, run_tower_cache
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.errors import EvalError
-from llava.eval.files import write_atomically
 from llava.eval.loading import ModelChoice, load_model
 from llava.eval.planning import geometry_of_config, make_method
-from llava.eval.preparing import Prepared, QuestionDataset
+from llava.eval.preparing import Prepared
 from llava.eval.run_benchmark import POCKET
 from llava.eval.samples import Sample, batches_of
 from llava.eval.settings import RunSettings
-from llava.eval.table import markdown
 from visiondrop import Reducer
 
 HEAD = ("method", "tokens", "batch", "samples/s", "quartiles", "ratio to batch 1", "quartiles")
@@ -218,12 +213,7 @@ def main(argv: list[str] | None = None) -> list[Case]:
     files = benchmark.files(args.data)
     samples = benchmark.read(files)[: args.questions]
     settings = RunSettings(loaded.name, None, "", {}, max_new_tokens=args.max_new_tokens)
-    aspect = getattr(loaded.model.config, "image_aspect_ratio", None) or "pad"
-    dataset = QuestionDataset(
-        samples, benchmark.pictures(files), loaded.tokenizer, loaded.image_processor,
-        loaded.model.config, settings.conv_mode, aspect,
-    )  # fmt: skip
-    prepared = [dataset[i] for i in range(len(samples))]
+    prepared = prepare(loaded, benchmark.pictures(files), samples, settings)
     geometry = geometry_of_config(loaded.model.config)
     methods = [make_method(n, None if n == "full" else args.tokens, geometry) for n in args.methods]
     cases = measure(
@@ -239,16 +229,11 @@ def main(argv: list[str] | None = None) -> list[Case]:
         "machine": machine(loaded.model),
         "cases": [asdict(case) for case in cases],
     }
-    console, rows = Console(), rows_of(cases)
-    table = Table(*HEAD, caption=describe(content))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    write_atomically(args.json, json.dumps(content, indent=1) + "\n")
-    if args.markdown:
-        given = " ".join(["python -m benchmarks.throughput", *(argv or sys.argv[1:])])
-        text = f"{markdown(HEAD, rows)}\n{describe(content)} Made by `{given}`.\n"
-        write_atomically(args.markdown, text)
+    rows = rows_of(cases)
+    report(
+        "benchmarks.throughput", argv, HEAD, rows, describe(content), content, args.json,
+        args.markdown,
+    )  # fmt: skip
     return cases
 
 
