@@ -165,7 +165,7 @@ def test_little_has_to_be_installed(tmp_path: Path) -> None:
         [sys.executable, "-c", BARE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "| choosing over the rest of the prefill, LLaVA-1.5-7B | GPU | at most 2.0% |" in (
+    assert "| choosing over the rest of the prefill, LLaVA-1.5-7B | GPU | at most 2.00% |" in (
         done.stdout
     )
 
