@@ -25,13 +25,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.overhead import Stopwatch, quartiles
-from benchmarks.reporting import prepare, report
+from benchmarks.reporting import add_measuring_flags, open_model, prepare, report
 from benchmarks.setting import machine
 from benchmarks.throughput import load_average
 from llava.eval.answering import (
@@ -43,11 +42,9 @@ from llava.eval.answering import (
 )
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.errors import EvalError
-from llava.eval.loading import ModelChoice, load_model
 from llava.eval.planning import geometry_of_config, make_method
 from llava.eval.prefixes import SharedPrefixes
 from llava.eval.preparing import Prepared
-from llava.eval.run_benchmark import POCKET
 from llava.eval.samples import Sample, batches_of
 from llava.eval.settings import RunSettings
 from visiondrop import Geometry, Reducer
@@ -258,22 +255,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model-path", default=POCKET)
     parser.add_argument("--benchmark", default="pope", help="whose questions are asked")
     parser.add_argument("--data", help="its folder; the bundled one by default")
     parser.add_argument("--each", type=int, nargs="+", default=[1, 3, 6, 18])
     parser.add_argument("--questions", type=int, default=18, help="of every cell")
     parser.add_argument("--batch-size", type=int, default=18)
     parser.add_argument("--methods", nargs="+", default=["full", "visiondrop"])
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--max-new-tokens", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
-    parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks/image_cache.json"))
-    parser.add_argument("--markdown", type=Path, help="write the table here, too")
+    add_measuring_flags(parser, "image_cache.json", repeats=5)
     args = parser.parse_args(argv)
     if min(args.each) < 1 or any(args.questions % each for each in args.each):
         parser.error(f"--questions {args.questions} must be a multiple of each of {args.each}")
@@ -283,10 +271,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> list[Case]:
     """Measure, print, write."""
     args = parse(argv)
-    torch.set_num_threads(args.threads)
-    loaded = load_model(ModelChoice(args.model_path, dtype=args.dtype, device=args.device))
-    if args.clock == "processor" and loaded.model.device.type != "cpu":
-        raise EvalError("--clock processor cannot time a GPU: use --clock wall")
+    loaded = open_model(args)
     benchmark = get_benchmark(args.benchmark)
     files = benchmark.files(args.data or benchmark.default_data)
     everything = benchmark.read(files)

@@ -18,21 +18,17 @@ import os
 import random
 import statistics
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.overhead import Stopwatch, quartiles
-from benchmarks.reporting import prepare, report
+from benchmarks.reporting import add_measuring_flags, open_model, prepare, report
 from benchmarks.setting import machine
 from llava.eval.answering import LoadedModel, generate, run_tower_cache
 from llava.eval.benchmarks import get_benchmark
-from llava.eval.errors import EvalError
-from llava.eval.loading import ModelChoice, load_model
 from llava.eval.planning import geometry_of_config, make_method
 from llava.eval.preparing import Prepared
-from llava.eval.run_benchmark import POCKET
 from llava.eval.samples import Sample, batches_of
 from llava.eval.settings import RunSettings
 from visiondrop import Reducer
@@ -179,20 +175,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model-path", default=POCKET)
     parser.add_argument("--data", default=get_benchmark("textvqa").default_data)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 24, 32])
     parser.add_argument("--methods", nargs="+", default=["full", "visiondrop"])
-    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--questions", type=int, default=96)
-    parser.add_argument("--max-new-tokens", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
-    parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks/throughput.json"))
-    parser.add_argument("--markdown", type=Path, help="write the table here, too")
+    add_measuring_flags(parser, "throughput.json")
     args = parser.parse_args(argv)
     args.batch_sizes = sorted({1, *args.batch_sizes})
     if args.batch_sizes[0] < 1 or args.questions < args.batch_sizes[-1]:
@@ -205,10 +192,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> list[Case]:
     """Measure, print, write."""
     args = parse(argv)
-    torch.set_num_threads(args.threads)
-    loaded = load_model(ModelChoice(args.model_path, dtype=args.dtype, device=args.device))
-    if args.clock == "processor" and loaded.model.device.type != "cpu":
-        raise EvalError("--clock processor cannot time a GPU: use --clock wall")
+    loaded = open_model(args)
     benchmark = get_benchmark("textvqa")
     files = benchmark.files(args.data)
     samples = benchmark.read(files)[: args.questions]
